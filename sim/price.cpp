@@ -1,0 +1,43 @@
+#include "sim/price.hpp"
+
+#include "sim/kernel_prices.hpp"
+#include "sim/network_prices.hpp"
+
+namespace orrery {
+
+std::string_view name_of(PriceSource source) {
+  switch (source) {
+    case PriceSource::measured: return "measured";
+    case PriceSource::interpolated: return "interpolated";
+    case PriceSource::derived: return "derived";
+    case PriceSource::roofline: return "roofline";
+  }
+  return "?";
+}
+
+Price price(const Shape& shape, const Profile& profile, const Cluster& cluster) {
+  struct Visitor {
+    int sms;
+    const Profile& profile;
+    const Cluster& cluster;
+    Price operator()(const Mark&) const { return {.source = PriceSource::measured}; }
+    Price operator()(const Gemm& g) const { return price_gemm(g, sms, profile); }
+    Price operator()(const AttentionCore& a) const { return price_attention(a, sms, profile); }
+    Price operator()(const Streaming& s) const { return price_streaming(s, sms, profile); }
+    Price operator()(const ExpertExchange& e) const {
+      return price_exchange(e, sms, profile, cluster);
+    }
+    Price operator()(const Collective& c) const { return price_collective(c, cluster); }
+    Price operator()(const Send& s) const { return price_send(s, cluster); }
+  };
+  return std::visit(Visitor{shape.sms, profile, cluster}, shape.work);
+}
+
+PriceList price_all(const Program& program, const Profile& profile, const Cluster& cluster) {
+  PriceList list;
+  list.prices.reserve(program.shapes().size());
+  for (const Shape& shape : program.shapes()) list.prices.push_back(price(shape, profile, cluster));
+  return list;
+}
+
+}  // namespace orrery

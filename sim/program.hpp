@@ -1,0 +1,214 @@
+#pragma once
+// The Program: every operation of one step, compiled. The simulator and the executor share it.
+//
+// A Program is a sealed, immutable struct of arrays indexed by OpId. After seal():
+//   * every predecessor has a smaller id than its successor, and
+//   * the operations of one stream run in id order (stream order is thus also edges, kept implicit),
+// so the graph is acyclic by construction and one forward pass over the ids is a valid sweep.
+// A collective is ONE op that sits on one stream of every member; it starts when all members are ready.
+// Names are not stored: they are formatted from shapes and tags on demand.
+
+#include <array>
+#include <cstdint>
+#include <map>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "sim/ids.hpp"
+#include "sim/shape.hpp"
+
+namespace orrery {
+
+enum class OpKind : std::uint8_t { compute, transfer, collective, sync };
+
+/// The in-order queues of one rank.
+enum class StreamKind : std::uint8_t {
+  compute,
+  weight_gradient,   ///< used where the plan gives weight gradients a stream of their own
+  expert_exchange,   ///< dispatch and combine
+  tensor,            ///< tensor- and context-parallel collectives
+  send_next,         ///< pipeline sends to the next pipeline rank, ...
+  send_previous,
+  receive_previous,  ///< ... and where they arrive
+  receive_next,
+  data,              ///< gradient and parameter traffic (data parallel, ZeRO)
+};
+inline constexpr int kStreamsPerRank = 9;
+std::string_view name_of(StreamKind kind);
+
+constexpr StreamId stream_of(RankId rank, StreamKind kind) {
+  return StreamId(std::size_t{rank.value} * kStreamsPerRank + static_cast<std::size_t>(kind));
+}
+constexpr RankId rank_of(StreamId stream) { return RankId(stream.value / kStreamsPerRank); }
+constexpr StreamKind kind_of(StreamId stream) {
+  return static_cast<StreamKind>(stream.value % kStreamsPerRank);
+}
+
+/// What a user reads in a timeline, named as in DeepSeek's published trace. There and here, combine(B)
+/// is the gradient's way into the experts (a dispatch kernel) and dispatch(B) its way back (a combine).
+enum class Phase : std::uint8_t {
+  embedding_forward,
+  attn_forward,      ///< attn(F): attention block up to and including the router
+  mlp_forward,       ///< mlp(F)
+  dispatch_forward,  ///< dispatch(F)
+  combine_forward,   ///< combine(F)
+  head_forward,
+  head_backward,
+  head_weight,
+  combine_backward,   ///< combine(B)
+  mlp_backward,       ///< mlp(B)
+  mlp_weight,         ///< mlp(W)
+  dispatch_backward,  ///< dispatch(B)
+  attn_backward,      ///< attn(B)
+  attn_weight,        ///< attn(W)
+  embedding_backward,
+  pipeline_forward,   ///< PP(F)
+  pipeline_backward,  ///< PP(B)
+  tensor_exchange,    ///< tensor- and context-parallel collectives
+  gradient_sync,
+  parameter_gather,
+  optimizer,
+};
+inline constexpr int kPhases = 21;
+std::string_view name_of(Phase phase);
+
+/// Where an op belongs; layer is the model's layer index (kNoLayer for embedding, head, optimizer).
+struct OpTag {
+  std::uint16_t micro_batch = 0;
+  std::uint16_t layer = 0;
+  std::uint16_t stage = 0;
+  Phase phase{};
+  friend bool operator==(const OpTag&, const OpTag&) = default;
+};
+inline constexpr std::uint16_t kNoLayer = 0xFFFF;
+
+/// One scheduled action of one rank, or of several symmetric ranks that were emitted together: the ops
+/// [first, last) that sit on the streams of those ranks. Transfers lie outside of cells.
+enum class CellKind : std::uint8_t { forward, backward, backward_input, weight, overlapped, optimizer };
+inline constexpr int kCellKinds = 6;
+std::string_view name_of(CellKind kind);
+
+struct Cell {
+  CellKind kind{};
+  std::uint16_t stage = 0;       ///< of the forward half if overlapped
+  std::uint16_t pair_stage = 0;  ///< of the backward half if overlapped, else = stage
+  std::uint16_t micro_batch = 0;
+  std::uint16_t pair_micro_batch = 0;
+  OpId first;
+  OpId last;  ///< one past
+};
+
+enum class MemoryKind : std::uint8_t {
+  parameters,
+  gradients,
+  optimizer_state,
+  activations,  ///< saved for the backward pass
+  workspace,    ///< live within an action: logits, attention buffers
+  communication_buffers,
+};
+inline constexpr int kMemoryKinds = 6;
+std::string_view name_of(MemoryKind kind);
+
+/// A change of a rank's memory when an op starts (allocation) or ends (release).
+struct MemoryEffect {
+  OpId op;
+  RankId rank;
+  MemoryKind kind{};
+  bool at_end = false;
+  std::int64_t bytes = 0;  ///< negative: release
+};
+
+class ProgramBuilder;
+
+class Program {
+ public:
+  std::size_t size() const { return kind_.size(); }
+  std::size_t ranks() const { return ranks_; }
+  std::size_t streams() const { return ranks_ * kStreamsPerRank; }
+
+  OpKind kind(OpId op) const { return kind_[op]; }
+  ShapeId shape(OpId op) const { return shape_[op]; }
+  const OpTag& tag(OpId op) const { return tag_[op]; }
+  std::span<const StreamId> streams_of(OpId op) const {
+    return {streams_.data() + stream_begin_[op.value],
+            streams_.data() + stream_begin_[op.value + 1]};
+  }
+  /// Explicit predecessors; stream order comes on top.
+  std::span<const OpId> predecessors_of(OpId op) const {
+    return {predecessors_.data() + predecessor_begin_[op.value],
+            predecessors_.data() + predecessor_begin_[op.value + 1]};
+  }
+
+  const IdVector<ShapeId, Shape>& shapes() const { return shapes_; }
+  std::span<const Cell> cells() const { return cells_; }
+  std::span<const MemoryEffect> memory_effects() const { return memory_effects_; }
+
+  /// How many real GPUs each simulated rank stands for.
+  std::span<const std::int64_t> multiplicity() const { return multiplicity_; }
+
+  /// How often each shape occurs (ops, not multiplied by multiplicity).
+  IdVector<ShapeId, std::int64_t> shape_counts() const;
+
+  /// "rank 3 F12 layer 17 mlp(F) routed_up"
+  std::string name(OpId op) const;
+  /// Bytes the Program's arrays occupy.
+  std::size_t memory_bytes() const;
+
+ private:
+  friend class ProgramBuilder;
+  std::size_t ranks_ = 0;
+  IdVector<OpId, OpKind> kind_;
+  IdVector<OpId, ShapeId> shape_;
+  IdVector<OpId, OpTag> tag_;
+  std::vector<std::uint32_t> stream_begin_;  // size() + 1
+  std::vector<StreamId> streams_;
+  std::vector<std::uint32_t> predecessor_begin_;  // size() + 1
+  std::vector<OpId> predecessors_;
+  IdVector<ShapeId, Shape> shapes_;
+  std::vector<Cell> cells_;
+  std::vector<MemoryEffect> memory_effects_;
+  std::vector<std::int64_t> multiplicity_;
+};
+
+class ProgramBuilder {
+ public:
+  /// `multiplicity[r]`: real GPUs that simulated rank r stands for.
+  explicit ProgramBuilder(std::vector<std::int64_t> multiplicity);
+
+  void reserve(std::size_t ops, std::size_t predecessors);
+  ShapeId intern(const Shape& shape);
+  std::size_t size() const { return program_.kind_.size(); }
+
+  /// Appends an op to the ends of the given streams. Predecessors may have ids not added yet (they must
+  /// exist at seal()).
+  OpId add(OpKind kind, ShapeId shape, const OpTag& tag, std::span<const StreamId> streams,
+           std::span<const OpId> predecessors);
+  /// Appends an existing op to the end of one more stream (members of a collective that arrive later).
+  void join(OpId op, StreamId stream);
+  /// Adds a predecessor to an existing op.
+  void depend(OpId op, OpId predecessor);
+
+  void memory(const MemoryEffect& effect) { program_.memory_effects_.push_back(effect); }
+  /// The ops added between begin_cell and end_cell make up the cell.
+  void begin_cell(const Cell& cell);
+  void end_cell();
+
+  /// Checks and freezes. Where an op precedes one of its predecessors the ops are renumbered by a stable
+  /// topological sort (by content: smallest old id first) and cells must stay contiguous. A cycle (a
+  /// deadlock: two ranks that enter two collectives in opposite order) throws a std::runtime_error that
+  /// names the ops on it.
+  Program seal() &&;
+
+ private:
+  Program program_;
+  std::map<Shape, ShapeId> interned_;
+  std::vector<std::pair<OpId, StreamId>> late_joins_;  // (op, stream), in order
+  std::vector<std::size_t> late_join_after_;            // ops added before that join
+  std::vector<std::pair<OpId, OpId>> late_predecessors_;
+  bool forward_reference_ = false;
+  bool in_cell_ = false;
+};
+
+}  // namespace orrery

@@ -1,0 +1,31 @@
+#pragma once
+// A Timeline: when every op of a Program started and ended. Simulated, executed and imported runs all
+// end here.
+
+#include <cstdint>
+
+#include "sim/ids.hpp"
+#include "sim/price.hpp"
+#include "sim/program.hpp"
+#include "sim/units.hpp"
+
+namespace orrery {
+
+struct Timeline {
+  IdVector<OpId, Picoseconds> start_ps;
+  IdVector<OpId, Picoseconds> end_ps;
+  std::uint64_t events = 0;  ///< events handled (engine) or ops visited (sweep)
+
+  Picoseconds makespan_ps() const;
+  /// 64-bit hash of all starts and ends in op order: equal results, equal fingerprints.
+  std::uint64_t fingerprint() const;
+};
+
+/// Topological sweep: one pass over the ids. Exact where ops do not contend for anything but streams.
+Timeline sweep(const Program& program, const PriceList& prices);
+
+/// Discrete-event engine: events ordered by (time, phase, op id). Equals sweep() bit for bit without
+/// contention; it is what contention models plug into.
+Timeline simulate(const Program& program, const PriceList& prices);
+
+}  // namespace orrery
