@@ -8,6 +8,7 @@
 #include <optional>
 #include <vector>
 
+#include "models/layout.hpp"
 #include "models/model.hpp"
 #include "models/plan.hpp"
 #include "sim/program.hpp"
@@ -15,14 +16,17 @@
 
 namespace orrery {
 
-/// One operation in a chain: it starts when the one before it in the chain has ended.
+/// One operation in a chain: it starts when the one before it in the chain has ended. `group` says which
+/// ranks take part in a collective or an exchange; without it the op is this rank's own.
 struct WorkItem {
   Shape shape;
   StreamKind stream = StreamKind::compute;
+  std::optional<GroupKind> group;
 };
 using Work = std::vector<WorkItem>;
 
-/// Bytes a rank keeps from the forward to the backward pass, and what is live only inside one.
+/// Bytes a rank keeps from the forward pass until the weight gradient is done, and what is live only while
+/// the layer runs.
 struct LayerMemory {
   std::int64_t saved_bytes = 0;
   std::int64_t workspace_bytes = 0;
