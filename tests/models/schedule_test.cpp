@@ -150,7 +150,7 @@ TEST(ScheduleBubble, InterleavedIsOneVthForAnyTimes) {  // arXiv 2104.04473, 2.2
   }
 }
 
-// arXiv 2401.10241, Table 1: (p-1)(T_F + T_B - T_W), and in the DeepSeek-V3 report's terms (Table
+// arXiv 2401.10241, 2.3: (p-1)(T_F + T_B - T_W), and in the DeepSeek-V3 report's terms (Table
 // 2) (PP-1)(F + B - 2W) with B the full backward. Exact while W is the shortest of the three.
 TEST(ScheduleBubble, ZbH1) {
   for (const ActionTimes& t : {times_of(1, 1, 1), times_of(2, 2, 1), times_of(1, 3, 1),
@@ -287,7 +287,7 @@ TEST(ScheduleMemory, PeakActivationsInFlight) {
     for (int r = 0; r < ranks; ++r) {
       EXPECT_EQ(peak(ScheduleKind::gpipe, 1, r), many);
       EXPECT_EQ(peak(ScheduleKind::one_f_one_b, 1, r), ranks - r);
-      // Every worker the same, as 1F1B's first: arXiv 2401.10241, 2.2.
+      // Every worker the same, as 1F1B's first: arXiv 2401.10241, 2.1.
       EXPECT_EQ(peak(ScheduleKind::zb_h1, 1, r), ranks);
       // 2P half-size chunks are 1F1B's P stages: arXiv 2401.10241, section 6.
       EXPECT_EQ(peak(ScheduleKind::zb_v, 2, r), 2 * ranks);
