@@ -250,7 +250,9 @@ std::string Program::name(OpId op) const {
     text = fmt::format("rank {}", ranks[0]);
   } else if (ranks.size() > 1 && ranks.back() - ranks.front() + 1 == ranks.size()) {
     text = fmt::format("ranks {}-{}", ranks.front(), ranks.back());
-  } else if (ranks.size() > 1) {
+  } else if (ranks.size() == 2) {
+    text = fmt::format("ranks {} and {}", ranks.front(), ranks.back());
+  } else if (ranks.size() > 2) {
     text = fmt::format("rank {} and {} others", ranks.front(), ranks.size() - 1);
   }
   const OpTag& t = tag(op);
@@ -424,7 +426,7 @@ void ProgramBuilder::merge_late_joins() {
 }
 
 /// The old ids in their new order.
-std::vector<OpId> ProgramBuilder::topological_order() const {
+std::vector<OpId> ProgramBuilder::topological_order() {
   const std::size_t n = size();
   // A unit is what moves as a whole: a cell, or one op outside of cells.
   std::vector<std::uint32_t> unit_of(n);
@@ -501,7 +503,7 @@ std::vector<OpId> ProgramBuilder::topological_order() const {
 }
 
 void ProgramBuilder::throw_cycle(const std::vector<std::uint32_t>& unit_of,
-                                 const std::vector<std::uint32_t>& unit_begin) const {
+                                 const std::vector<std::uint32_t>& unit_begin) {
   std::vector<Edge> edges;
   for (std::uint32_t i = 0; i < size(); ++i) {
     for (const OpId p : program_.predecessors_of(OpId(i))) edges.push_back({p.value, i, kNone});
@@ -512,6 +514,7 @@ void ProgramBuilder::throw_cycle(const std::vector<std::uint32_t>& unit_of,
     if (last != kNone) edges.push_back({last, op.value, stream.value});
     last = op.value;
   });
+  merge_late_joins();  // so that names show all members
 
   const std::vector<Edge> cycle = find_cycle(size(), edges);
   if (!cycle.empty()) {

@@ -165,8 +165,8 @@ class Program {
   /// How often each shape occurs (ops, not multiplied by multiplicity).
   IdVector<ShapeId, std::int64_t> shape_counts() const;
 
-  /// "rank 3 F12 layer 17 mlp(F) routed_up"; an op of several ranks: "ranks 0-7 ..." or "rank 0 and
-  /// 7 others ...".
+  /// "rank 3 F12 layer 17 mlp(F) routed_up"; an op of several ranks begins with "ranks 0-7",
+  /// "ranks 0 and 2" or "rank 0 and 3 others".
   std::string name(OpId op) const;
   /// Bytes the Program's arrays occupy.
   std::size_t memory_bytes() const;
@@ -251,9 +251,9 @@ class ProgramBuilder {
   bool check();
   void merge_late_predecessors();
   void merge_late_joins();
-  std::vector<OpId> topological_order() const;
+  std::vector<OpId> topological_order();
   [[noreturn]] void throw_cycle(const std::vector<std::uint32_t>& unit_of,
-                                const std::vector<std::uint32_t>& unit_begin) const;
+                                const std::vector<std::uint32_t>& unit_begin);
   void renumber(const std::vector<OpId>& order);
 
   Program program_;

@@ -75,15 +75,19 @@ inline RandomProgram random_program() {
   return program;
 }
 
+/// The rank with which build() adds an op: its first.
+inline std::size_t home_of(const RandomProgram& program, std::size_t i) {
+  const auto& streams = program.ops[i].streams;
+  return streams.empty() ? i % program.ranks : rank_of(streams[0]).value;
+}
+
 /// The order in which build() adds the ops, rank after rank: an op is added with its first rank, so
 /// ids are in another order than time whenever there are several ranks.
 inline std::vector<std::size_t> order_of_adding(const RandomProgram& program) {
   std::vector<std::size_t> order;
   for (std::size_t rank = 0; rank < program.ranks; ++rank) {
     for (std::size_t i = 0; i < program.ops.size(); ++i) {
-      const auto& streams = program.ops[i].streams;
-      const std::size_t home = streams.empty() ? i % program.ranks : rank_of(streams[0]).value;
-      if (home == rank) order.push_back(i);
+      if (home_of(program, i) == rank) order.push_back(i);
     }
   }
   return order;
@@ -97,7 +101,6 @@ inline Sketch build(const RandomProgram& program) {
   for (std::size_t k = 0; k < order.size(); ++k) id[order[k]] = OpId(k);
 
   Sketch s(program.ranks);
-  std::size_t next = 0;
   for (std::size_t rank = 0; rank < program.ranks; ++rank) {
     for (std::size_t i = 0; i < program.ops.size(); ++i) {
       const RandomProgram::Op& op = program.ops[i];
@@ -105,8 +108,7 @@ inline Sketch build(const RandomProgram& program) {
       for (const StreamId stream : op.streams) {
         if (rank_of(stream).value == rank) here.push_back(stream);
       }
-      if (next < order.size() && order[next] == i) {
-        ++next;
+      if (home_of(program, i) == rank) {
         std::vector<OpId> predecessors;
         for (const std::size_t p : op.predecessors) predecessors.push_back(id[p]);
         s.op(op.duration_ps, here, op.predecessors_late ? std::vector<OpId>{} : predecessors);
