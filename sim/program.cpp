@@ -298,7 +298,8 @@ ShapeId ProgramBuilder::intern(const Shape& shape) {
 
 void ProgramBuilder::join(OpId op, StreamId stream) {
   ORRERY_CHECK(op.value < size(), "join of op {} of {}", op.value, size());
-  if (op.value + 1 == size()) {  // nothing came between: as if add() had been given this stream
+  const bool joined_since = !late_joins_.empty() && late_joins_.back().after == size();
+  if (op.value + 1 == size() && !joined_since) {  // as if add() had been given this stream
     program_.streams_.push_back(stream);
     ++program_.stream_begin_.back();
   } else {
