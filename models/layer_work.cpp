@@ -916,9 +916,9 @@ EdgeWork embedding_work(const Model& model, const Plan& plan) {
   return w;
 }
 
-EdgeWork head_work(const Model& model, const Plan& plan) {
+EdgeWork head_work(const Model& model, const Plan& plan, std::int64_t gpus_per_node) {
   Chain c(model, plan);
-  const Layout layout(plan.parallelism, plan.parallelism.world());
+  const Layout layout(plan.parallelism, gpus_per_node);
   const std::int64_t hidden = model.hidden;
   const std::int64_t columns = model.vocabulary / c.tp();
   const std::int64_t logits = c.tokens() * columns;

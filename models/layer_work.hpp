@@ -57,7 +57,7 @@ struct EdgeWork {
   LayerMemory memory;
 };
 EdgeWork embedding_work(const Model& model, const Plan& plan);
-EdgeWork head_work(const Model& model, const Plan& plan);
+EdgeWork head_work(const Model& model, const Plan& plan, std::int64_t gpus_per_node);
 EdgeWork mtp_front_work(const Model& model, const Plan& plan);
 
 /// Parameters of one layer resident on one rank.
