@@ -26,6 +26,8 @@ double attended_pairs(const AttentionCore& a) {
   return rows * (kv - rows) + rows * (rows + 1) / 2;
 }
 
+}  // namespace
+
 double bytes_of(const Gemm& g) {
   const double element = bytes_per_element(g.inputs);
   // The second operand of a forward or input-gradient GEMM is a weight with one scale per 128x128.
@@ -48,8 +50,6 @@ double bytes_of(const AttentionCore& a) {
   // Reads q, k, v, o, do and the row statistics; writes dq, dk, dv.
   return (2 * (q + k + v) + 2 * o) * element + row_statistics;
 }
-
-}  // namespace
 
 double bytes_per_element(NumberFormat format) {
   switch (format) {
