@@ -8,9 +8,8 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <cmath>
 #include <cstdio>
-#include <deque>
+#include <cstring>
 #include <filesystem>
 #include <limits>
 #include <map>
@@ -26,10 +25,12 @@ namespace {
 
 constexpr std::size_t kMaxFileBytes = std::size_t{64} << 20;
 constexpr std::size_t kMaxDepth = 200;
-constexpr std::size_t kMaxNodes = 4'000'000;
+constexpr std::size_t kMaxNodes = 1'000'000;
 constexpr std::size_t kMaxDuplicates = 1'000;      // reported per document
 constexpr std::size_t kMaxSourceLine = 64 * 1024;  // longer lines are not copied into problems
 constexpr std::size_t kMaxPrinted = 50;
+constexpr const char* kAliasMessage = "aliases (*name) are not supported";
+constexpr const char* kAliasHint = "write the value out";
 constexpr std::size_t kMaxPrintedColumns = 160;
 
 bool starts_character(char c) {
@@ -107,6 +108,7 @@ struct Document {
   std::vector<Node::Data> nodes;  // nodes[0] is the root
 
   std::string_view line_text(int line) const;
+  std::string_view rest(const Node::Data& node) const;  // the text from where the node begins
 };
 
 }  // namespace
@@ -130,6 +132,13 @@ std::string_view Document::line_text(int line) const {
   std::string_view view = std::string_view(text).substr(begin, end - begin);
   if (!view.empty() && view.back() == '\r') view.remove_suffix(1);
   return view;
+}
+
+std::string_view Document::rest(const Node::Data& node) const {
+  const std::size_t line = static_cast<std::size_t>(std::max(node.line, 1)) - 1;
+  if (line >= line_starts.size()) return {};
+  const std::size_t begin = line_starts[line] + static_cast<std::size_t>(node.byte_column);
+  return std::string_view(text).substr(std::min(begin, text.size()));
 }
 
 }  // namespace
@@ -323,6 +332,21 @@ struct Rejected {
   std::string hint;
 };
 
+/// yaml-cpp takes the end of the file for the closing quote.
+bool is_closed(std::string_view text) {
+  if (text.empty() || (text[0] != '"' && text[0] != '\'')) return true;
+  const bool single = text[0] == '\'';
+  for (std::size_t i = 1; i < text.size(); ++i) {
+    const bool escape = single ? text.substr(i, 2) == "''" : text[i] == '\\';
+    if (escape) {
+      ++i;
+    } else if (text[i] == text[0]) {
+      return true;
+    }
+  }
+  return false;
+}
+
 Node place(const Document& document, int line, int byte_column) {
   auto data = std::make_shared<Node::Data>();
   data->document = &document;
@@ -343,18 +367,31 @@ class Builder : public YAML::EventHandler {
       return;
     }
     const std::string_view line = document_.line_text(mark.line + 1);
-    const bool marker = mark.column == 0 && line.substr(0, 3) == "---";
-    reject(mark, marker ? "a second document starts here" : "text after the end of the document",
-           marker ? "a file holds one document; remove the '---' line" : "");
+    if (mark.column == 0 && line.substr(0, 3) == "---") {
+      reject(mark, "a second document starts here",
+             "a file holds one document; remove the '---' line");
+    }
+    const auto column = static_cast<std::size_t>(mark.column);
+    const bool colon = column < line.size() && line[column] == ':';
+    reject(mark, "text after the end of the document", colon ? "put a blank after the colon" : "");
   }
   void OnDocumentEnd() override {}
 
-  void OnNull(const YAML::Mark& mark, YAML::anchor_t) override { add(mark, Node::Kind::null); }
+  void OnNull(const YAML::Mark& mark, YAML::anchor_t) override {
+    Node::Data& node = add(mark, Node::Kind::null);
+    const std::string_view rest = document_.rest(node);
+    if (open_.empty() || (!rest.empty() && (rest[0] == '~' || rest[0] == 'n' || rest[0] == 'N'))) {
+      return;
+    }
+    // yaml-cpp marks an absent element by the token after it; the list is where to look.
+    node.line = document_.nodes[open_.back()].line;
+    node.byte_column = document_.nodes[open_.back()].byte_column;
+  }
   void OnAlias(const YAML::Mark& mark, YAML::anchor_t) override {
-    reject(mark, "aliases (*name) are not supported", "write the value out");
+    reject(mark, kAliasMessage, kAliasHint);
   }
   void OnAnchor(const YAML::Mark& mark, const std::string& name) override {
-    reject(mark, fmt::format("anchors (&{}) are not supported", name), "write the value out");
+    reject(mark, fmt::format("anchors (&{}) are not supported", name), kAliasHint);
   }
   void OnScalar(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t,
                 const std::string& value) override {
@@ -362,6 +399,9 @@ class Builder : public YAML::EventHandler {
     Node::Data& node = add(mark, Node::Kind::scalar);
     node.text = value;
     node.quoted = tag == "!";
+    if (!is_closed(document_.rest(node))) {
+      reject(mark, "the quotes that open here are never closed", "");
+    }
   }
   void OnSequenceStart(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t,
                        YAML::EmitterStyle::value) override {
@@ -465,6 +505,7 @@ bool looks_like_json(std::string_view name, std::string_view text) {
 void check_characters(const Document& document, bool json) {
   const std::string& text = document.text;
   bool in_indent = true;
+  std::size_t marks = 0;
   for (std::size_t i = 0; i < text.size();) {
     const std::size_t length = character_length(text, i);
     const auto byte = static_cast<unsigned char>(text[i]);
@@ -488,6 +529,10 @@ void check_characters(const Document& document, bool json) {
           text[next] != '#') {
         reject(i, "a tab in the indentation", "indent with blanks");
       }
+    }
+    // yaml-cpp holds a whole flow list as tokens before its first event: refuse a huge one here.
+    if (byte != 0 && std::strchr("[]{},", byte) != nullptr && ++marks > 4 * kMaxNodes) {
+      reject(i, fmt::format("more than {} brackets and commas in one file", 4 * kMaxNodes), "");
     }
     in_indent = byte == '\n' || (in_indent && (byte == ' ' || byte == '\t'));
     i += length;
@@ -513,8 +558,13 @@ void parse(Document& document, bool json, Problems& problems) {
     }
   } catch (const YAML::Exception& e) {
     const bool located = !e.mark.is_null();
-    throw Rejected{located ? e.mark.line + 1 : 0, located ? e.mark.column : 0,
-                   fmt::format("syntax error: {}", e.msg), syntax_hint(e.msg, builder)};
+    const int line = located ? e.mark.line + 1 : 0;
+    const int column = located ? e.mark.column : 0;
+    if (e.msg.rfind(YAML::ErrorMsg::UNKNOWN_ANCHOR, 0) == 0) {
+      throw Rejected{line, column, kAliasMessage, kAliasHint};
+    }
+    throw Rejected{line, column, fmt::format("syntax error: {}", e.msg),
+                   syntax_hint(e.msg, builder)};
   }
 }
 
@@ -522,7 +572,7 @@ void parse(Document& document, bool json, Problems& problems) {
 
 Node read_document_text(std::string text, const std::string& name, Problems& problems) {
   if (text.size() > kMaxFileBytes) {
-    problems.add(Location{name, 0, 0}, fmt::format("the file is larger than 64 MiB"));
+    problems.add(Location{name, 0, 0}, "the file is larger than 64 MiB");
     return {};
   }
   constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";
@@ -548,6 +598,29 @@ Node read_document_text(std::string text, const std::string& name, Problems& pro
   return Node(std::shared_ptr<const Node::Data>(document, &document->nodes[0]));
 }
 
+namespace {
+
+/// Names are compared without their extension: "v3.yml" finds "v3.yaml", "a.yaml" does not find
+/// "b.yaml".
+std::string sibling_hint(const std::string& path) {
+  namespace fs = std::filesystem;
+  const fs::path parent = fs::path(path).parent_path();
+  std::error_code failed;
+  std::set<std::string> files;  // sorted: a directory's own order is the file system's whim
+  for (fs::directory_iterator it(parent.empty() ? fs::path(".") : parent, failed), end;
+       !failed && it != end; it.increment(failed)) {
+    files.insert(it->path().filename().string());
+  }
+  std::vector<std::string> stems;
+  for (const std::string& f : files) stems.push_back(fs::path(f).stem().string());
+  const std::optional<std::string> near = nearest(fs::path(path).stem().string(), stems);
+  if (!near) return "";
+  const auto index = std::find(stems.begin(), stems.end(), *near) - stems.begin();
+  return fmt::format("did you mean '{}'?", (parent / *std::next(files.begin(), index)).string());
+}
+
+}  // namespace
+
 Node read_document(const std::string& path, Problems& problems) {
   namespace fs = std::filesystem;
   const Location whole_file{path, 0, 0};
@@ -560,15 +633,7 @@ Node read_document(const std::string& path, Problems& problems) {
                                                              &std::fclose);
   if (!file) {
     const int error = errno;
-    std::vector<std::string> siblings;
-    const fs::path parent = fs::path(path).parent_path();
-    std::error_code failed;
-    for (fs::directory_iterator it(parent.empty() ? fs::path(".") : parent, failed), end;
-         !failed && it != end; it.increment(failed)) {
-      siblings.push_back((parent / it->path().filename()).string());
-    }
-    std::sort(siblings.begin(), siblings.end());  // directory order is the file system's whim
-    const std::string hint = error == ENOENT ? did_you_mean(path, siblings) : "";
+    const std::string hint = error == ENOENT ? sibling_hint(path) : "";
     problems.add(whole_file,
                  fmt::format("cannot open the file: {}", std::generic_category().message(error)),
                  hint);

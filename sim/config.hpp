@@ -91,7 +91,7 @@ class Problems {
 
 /// Reads a .yaml/.yml/.json file. A missing or unreadable file, text that is not UTF-8, syntax
 /// errors, tabs as indentation, anchors, aliases, tags, merge keys (`<<`), keys that are no text, a
-/// second document, more than 200 levels, 4,000,000 values or 64 MiB are problems; the Node is then
+/// second document, more than 200 levels, 1,000,000 values or 64 MiB are problems; the Node is then
 /// null and a MapReader over it stays silent. Duplicate keys are problems too, but the tree is
 /// returned (with the first of them), so that all else is looked at in the same run.
 Node read_document(const std::string& path, Problems& problems);
