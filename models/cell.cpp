@@ -10,16 +10,17 @@
 namespace orrery {
 namespace {
 
-/// A run of chained ops of one phase. Issue order within a stream is the order in which segments are
-/// appended; between streams only `after` orders them.
+/// A run of chained ops of one phase. Issue order within a stream is the order in which segments
+/// are appended; between streams only `after` orders them.
 struct Segment {
   const Work* work = nullptr;
   Phase phase{};
   std::uint16_t layer = kNoLayer;
 };
 
-/// A layer, embedding or head of a stage, as the segments of each pass. Within a pass segments depend on
-/// each other in the order given; weight gradients depend on the segment they are listed behind.
+/// A layer, embedding or head of a stage, as the segments of each pass. Within a pass segments
+/// depend on each other in the order given; weight gradients depend on the segment they are listed
+/// behind.
 struct Unit {
   bool paired = false;  ///< a transformer layer, which overlapped pairs interleave with another
   std::uint16_t layer = kNoLayer;
@@ -150,16 +151,16 @@ void write_weight(CellWriter& w, const Unit& u) {
   w.aside(u.attn_weight, u.weight_phase[1], u.layer);
 }
 
-/// The gradient's way back. Weight gradients, if wanted here, fill the time of the exchange behind them:
-/// mlp(W) that of dispatch(B), attn(W) that of the next layer's combine(B).
+/// The gradient's way back. Weight gradients, if wanted here, fill the time of the exchange behind
+/// them: mlp(W) that of dispatch(B), attn(W) that of the next layer's combine(B).
 void write_backward(CellWriter& w, const Unit& u, bool with_weight) {
   const auto step = [&](int i) {
     w.chained(u.backward[i], u.backward_phase[i], u.layer, Half::backward);
   };
   step(0);
   step(1);
-  // The chain must leave the experts before mlp(W) occupies the compute stream's next slot; the exchange
-  // is on its own stream, so issuing it first costs nothing.
+  // The chain must leave the experts before mlp(W) occupies the compute stream's next slot; the
+  // exchange is on its own stream, so issuing it first costs nothing.
   step(2);
   if (with_weight) w.aside(u.mlp_weight, u.weight_phase[0], u.layer);
   step(3);
@@ -213,8 +214,8 @@ CellFactory::CellFactory(const Scenario& scenario, const Layout& layout)
 
 namespace {
 
-/// The units of a stage in forward order: embedding, layers, head, and per MTP module its front, its
-/// block and the head once more (V3 report 2.2: embedding and head are shared).
+/// The units of a stage in forward order: embedding, layers, head, and per MTP module its front,
+/// its block and the head once more (V3 report 2.2: embedding and head are shared).
 std::deque<Unit> units_of(const Scenario& scenario, int stage, const LayerWork& dense,
                           const LayerWork& moe, const EdgeWork& embedding, const EdgeWork& head,
                           const EdgeWork& mtp_front) {
@@ -234,7 +235,8 @@ std::deque<Unit> units_of(const Scenario& scenario, int stage, const LayerWork& 
   if (s.head) add_head();
   for (std::int64_t i = 0; i < s.mtp_modules; ++i) {
     const std::int64_t layer = model.layers + i;
-    Unit front = edge_unit(mtp_front, Phase::attn_forward, Phase::attn_backward, Phase::attn_weight);
+    Unit front =
+        edge_unit(mtp_front, Phase::attn_forward, Phase::attn_backward, Phase::attn_weight);
     front.layer = static_cast<std::uint16_t>(layer);
     units.push_back(front);
     units.push_back(layer_unit(model.is_moe(model.layers - 1) ? moe : dense, layer));
@@ -255,8 +257,8 @@ CellTemplate CellFactory::make(ActionKind kind, int stage, int pair_stage,
   CellTemplate cell;
   cell.stage = stage;
   cell.pair_stage = overlapped ? pair_stage : stage;
-  // Computation gives up the communication SMs only where it runs beside an exchange: everything in an
-  // overlapped pair, the weight gradients in a full backward.
+  // Computation gives up the communication SMs only where it runs beside an exchange: everything in
+  // an overlapped pair, the weight gradients in a full backward.
   const int rest = reserved > 0 ? scenario_.profile.device.sms - reserved : 0;
   CellWriter writer(cell, builder, overlapped ? rest : 0,
                     overlapped || kind == ActionKind::backward ? rest : 0, reserved);

@@ -1,6 +1,6 @@
 #pragma once
-// A cell: the operations of one scheduled action on one rank, compiled once per kind of cell and stamped
-// into the Program for every micro-batch (and, with all ranks, for every slot).
+// A cell: the operations of one scheduled action on one rank, compiled once per kind of cell and
+// stamped into the Program for every micro-batch (and, with all ranks, for every slot).
 
 #include <cstdint>
 #include <optional>
@@ -24,8 +24,8 @@ struct CellOp {
   Half half{};
   Phase phase{};
   std::uint16_t layer = kNoLayer;
-  std::optional<GroupKind> group;       ///< the ranks that share this op
-  std::vector<std::uint32_t> after;     ///< ops of the cell it waits for, beyond its stream's order
+  std::optional<GroupKind> group;    ///< the ranks that share this op
+  std::vector<std::uint32_t> after;  ///< ops of the cell it waits for, beyond its stream's order
 };
 
 /// Memory saved at the start of an op or released at the end of one.
@@ -41,8 +41,8 @@ struct CellTemplate {
   int pair_stage = 0;
   std::vector<CellOp> ops;
   std::vector<CellMemory> memory;
-  /// First and last op of each direction; the first waits for the stage's input, the last is sent on.
-  /// Absent where the cell has no such half.
+  /// First and last op of each direction; the first waits for the stage's input, the last is sent
+  /// on. Absent where the cell has no such half.
   std::optional<std::uint32_t> forward_entry, forward_exit;
   std::optional<std::uint32_t> backward_entry, backward_exit;
 };

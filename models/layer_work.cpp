@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "sim/check.hpp"
+#include "sim/exchange.hpp"
 
 namespace orrery {
 namespace {
@@ -18,9 +19,9 @@ std::int64_t bytes_of_elements(std::int64_t elements, NumberFormat format) {
 
 /// The dimensions of one micro-batch on one rank, and the verbs that append kernels to a chain.
 ///
-/// Tensor parallelism splits heads and intermediate sizes; with sequence parallelism norms, residuals and
-/// the router work on 1/tp of the tokens between an all-gather and a reduce-scatter (Korthikanti et al.,
-/// arXiv 2205.05198).
+/// Tensor parallelism splits heads and intermediate sizes; with sequence parallelism norms,
+/// residuals and the router work on 1/tp of the tokens between an all-gather and a reduce-scatter
+/// (Korthikanti et al., arXiv 2205.05198).
 class Chain {
  public:
   Chain(const Model& model, const Plan& plan)
@@ -49,7 +50,8 @@ class Chain {
   void stream(StreamingKind kind, std::string label, std::int64_t read, std::int64_t written,
               std::int64_t launches = 1) {
     add(std::move(label),
-        Streaming{.kind = kind, .bytes_read = read, .bytes_written = written, .launches = launches});
+        Streaming{
+            .kind = kind, .bytes_read = read, .bytes_written = written, .launches = launches});
   }
 
   // ---- linear layers, y (rows, out) = x (rows, in) W (in, out); `groups` of them for experts ----
@@ -77,8 +79,9 @@ class Chain {
                       .k = l.in});
   }
 
-  /// With block scales both operands must be contiguous along the contracted dimension, so the input
-  /// gradient needs the weight transposed; it is not kept, but transposed anew for each micro-batch.
+  /// With block scales both operands must be contiguous along the contracted dimension, so the
+  /// input gradient needs the weight transposed; it is not kept, but transposed anew for each
+  /// micro-batch.
   void transpose_weight(const Linear& l) {
     if (l.format != NumberFormat::fp8_block) return;
     const std::int64_t elements = l.groups * l.in * l.out;
@@ -107,8 +110,8 @@ class Chain {
 
   // ---- number formats ----
 
-  /// BF16 (rows, columns) -> what a GEMM reads. Block scales: a scale per 1x128, whose layout is then
-  /// transposed by a small kernel. Per tensor: the transposed copy is written along.
+  /// BF16 (rows, columns) -> what a GEMM reads. Block scales: a scale per 1x128, whose layout is
+  /// then transposed by a small kernel. Per tensor: the transposed copy is written along.
   void quantize(const std::string& label, std::int64_t rows, std::int64_t columns) {
     const std::int64_t elements = rows * columns;
     if (precision().linear == NumberFormat::fp8_block) {
@@ -119,8 +122,8 @@ class Chain {
     }
   }
 
-  /// FP8 with scales along the rows -> FP8 transposed, with scales along the columns: an operand of a
-  /// weight gradient, whose contraction runs over the tokens (V3 report 3.3.2 and 3.5.2).
+  /// FP8 with scales along the rows -> FP8 transposed, with scales along the columns: an operand of
+  /// a weight gradient, whose contraction runs over the tokens (V3 report 3.3.2 and 3.5.2).
   void recast(const std::string& label, std::int64_t rows, std::int64_t columns) {
     if (!block_scaled()) return;
     const std::int64_t bytes = bytes_of_elements(rows * columns, NumberFormat::fp8_block);
@@ -141,8 +144,8 @@ class Chain {
     stream(StreamingKind::norm_forward, label, kBf16 * rows * columns, kBf16 * rows * columns);
   }
 
-  /// Reads the output gradient and the input, writes the input gradient; a second small kernel sums the
-  /// gradient of the gain over blocks.
+  /// Reads the output gradient and the input, writes the input gradient; a second small kernel sums
+  /// the gradient of the gain over blocks.
   void norm_backward(const std::string& label, std::int64_t rows, std::int64_t columns) {
     stream(StreamingKind::norm_backward, label, 2 * kBf16 * rows * columns, kBf16 * rows * columns,
            2);
@@ -196,9 +199,9 @@ class Chain {
 // ---------------------------------------------------------------------------------------------------
 // Attention
 
-/// The core on one rank. With context parallelism each rank holds 1/cp of every sequence, in two pieces
-/// from both ends so that causal work is balanced: the mean number of keys a query sees is (S + 1) / 2,
-/// which a causal core of q_len = S / cp queries has over (S + q_len) / 2 keys.
+/// The core on one rank. With context parallelism each rank holds 1/cp of every sequence, in two
+/// pieces from both ends so that causal work is balanced: the mean number of keys a query sees is
+/// (S + 1) / 2, which a causal core of q_len = S / cp queries has over (S + q_len) / 2 keys.
 AttentionCore attention_core(const Chain& c, bool backward) {
   const Attention& a = c.model().attention;
   const Parallelism& p = c.plan().parallelism;
@@ -229,7 +232,7 @@ void exchange_keys(Chain& c, const Layout& layout, CollectiveKind kind, const st
 
 /// Tensor sizes in elements, for one rank.
 struct AttentionSizes {
-  std::int64_t query = 0;   ///< tokens x heads x d_qk
+  std::int64_t query = 0;  ///< tokens x heads x d_qk
   std::int64_t key = 0;
   std::int64_t value = 0;
   std::int64_t output = 0;  ///< tokens x heads x d_v
@@ -248,9 +251,9 @@ AttentionSizes attention_sizes(const Chain& c) {
   return s;
 }
 
-/// Everything between the block's normed input and the queries, keys and values of the core. The two
-/// halves of multi-head latent attention: down to the latents, and up from them. The up half is what
-/// `mla_up_projection` recomputes.
+/// Everything between the block's normed input and the queries, keys and values of the core. The
+/// two halves of multi-head latent attention: down to the latents, and up from them. The up half is
+/// what `mla_up_projection` recomputes.
 class Projections {
  public:
   explicit Projections(Chain& c, const Layout& layout)
@@ -288,10 +291,10 @@ class Projections {
     c_.quantize("q_a input", c_.local_tokens(), hidden);
     if (m.q_lora_rank > 0) c_.forward(q_a_);
     c_.forward(kv_a_);
-    c_.gather_tokens("latent gather",
-                     (m.q_lora_rank > 0 ? m.q_lora_rank : hidden) + m.kv_lora_rank +
-                         m.qk_rope_head_dim,
-                     layout_);
+    c_.gather_tokens(
+        "latent gather",
+        (m.q_lora_rank > 0 ? m.q_lora_rank : hidden) + m.kv_lora_rank + m.qk_rope_head_dim,
+        layout_);
   }
 
   void up_forward() {
@@ -348,7 +351,8 @@ class Projections {
     rope("rope gradient");
     c_.quantize("q_b gradient", t, q_b_.out);
     c_.backward_input(q_b_);
-    // The shared rotary key's gradient is the sum over heads; the rest goes back beside the values'.
+    // The shared rotary key's gradient is the sum over heads; the rest goes back beside the
+    // values'.
     c_.stream(StreamingKind::elementwise, "rotary key gradient",
               kBf16 * t * sizes_.heads * m.qk_rope_head_dim, kBf16 * t * m.qk_rope_head_dim);
     c_.stream(StreamingKind::copy, "key gradient split",
@@ -364,10 +368,10 @@ class Projections {
     c_.recast("q_b input", t, q_b_.in);
     c_.norm_backward("kv norm", t, m.kv_lora_rank);
     if (m.q_lora_rank > 0) c_.norm_backward("q norm", t, m.q_lora_rank);
-    c_.reduce_tokens("latent gradient reduce",
-                     (m.q_lora_rank > 0 ? m.q_lora_rank : hidden) + m.kv_lora_rank +
-                         m.qk_rope_head_dim,
-                     layout_);
+    c_.reduce_tokens(
+        "latent gradient reduce",
+        (m.q_lora_rank > 0 ? m.q_lora_rank : hidden) + m.kv_lora_rank + m.qk_rope_head_dim,
+        layout_);
     const std::int64_t rows = c_.local_tokens();
     if (c_.plan().recompute.norms) c_.norm_forward("attention norm", rows, hidden);
     c_.quantize("kv_a gradient", rows, kv_a_.out);
@@ -459,8 +463,8 @@ std::int64_t up_columns(const Model& model, std::int64_t intermediate) {
   return (model.activation == Activation::swiglu ? 2 : 1) * intermediate;
 }
 
-/// One feed-forward network (dense or shared experts) on `rows` tokens, or `groups` routed experts on
-/// `rows` tokens each.
+/// One feed-forward network (dense or shared experts) on `rows` tokens, or `groups` routed experts
+/// on `rows` tokens each.
 class FeedForward {
  public:
   FeedForward(Chain& c, const std::string& name, std::int64_t rows, std::int64_t intermediate,
@@ -496,8 +500,8 @@ class FeedForward {
   }
 
   void activation_backward() {
-    // Reads its input and the output's gradient, writes the input's gradient, and, when the output was not
-    // kept, the output again for the down-projection's weight gradient.
+    // Reads its input and the output's gradient, writes the input's gradient, and, when the output
+    // was not kept, the output again for the down-projection's weight gradient.
     const std::int64_t again = c_.plan().recompute.activation ? act_elements() : 0;
     c_.stream(StreamingKind::activation_backward, name_ + " activation",
               kBf16 * (up_elements() + act_elements()), kBf16 * (up_elements() + again));
@@ -594,15 +598,15 @@ class Experts {
     exchange_.gpus_per_node = gpus_per_node_;
     exchange_.node_limit = moe_.group_limit < moe_.groups ? moe_.group_limit : 0;
     // A token arrives once at each GPU that holds one of its experts, and is expanded there.
-    received_ = ep_ == 1 ? rank_tokens_
-                         : static_cast<std::int64_t>(static_cast<double>(rank_tokens_) *
-                                                         mean_gpus_per_token(exchange_) +
-                                                     0.5);
+    received_ = ep_ == 1
+                    ? rank_tokens_
+                    : static_cast<std::int64_t>(
+                          static_cast<double>(rank_tokens_) * mean_gpus_per_token(exchange_) + 0.5);
   }
 
-  /// Norm, gate (kept in higher precision, V3 report 3.3.1), scores and group-limited top-k. The selection
-  /// runs as some three dozen small kernels over (tokens, experts) in FP32, a dozen of which touch all
-  /// scores; that is how the published trace does it.
+  /// Norm, gate (kept in higher precision, V3 report 3.3.1), scores and group-limited top-k. The
+  /// selection runs as some three dozen small kernels over (tokens, experts) in FP32, a dozen of
+  /// which touch all scores; that is how the published trace does it.
   void route_forward() {
     const std::int64_t hidden = c_.model().hidden;
     const std::int64_t scores = rank_tokens_ * moe_.routed_experts;
@@ -636,7 +640,8 @@ class Experts {
       e.format = c_.precision().dispatch;
       e.new_layout = !backward;
       if (backward && c_.block_scaled()) {
-        // The gradient is quantised on the exchange's own SMs: the compute stream is busy elsewhere.
+        // The gradient is quantised on the exchange's own SMs: the compute stream is busy
+        // elsewhere.
         c_.quantize("expert gradient", rank_tokens_, c_.model().hidden);
         work = c_.take();
         for (WorkItem& item : work) item.stream = StreamKind::expert_exchange;
@@ -708,9 +713,10 @@ class Experts {
     // The routed weights were transposed in the forward pass.
     c_.backward_input(routed_.down(), false);
     routed_.activation_backward();
-    // Gradient of the router's weight of each row: the dot product of its activation with its gradient.
-    c_.stream(StreamingKind::elementwise, "router weight gradient", 2 * kBf16 * routed_.act_elements(),
-              kFp32 * rows_);
+    // Gradient of the router's weight of each row: the dot product of its activation with its
+    // gradient.
+    c_.stream(StreamingKind::elementwise, "router weight gradient",
+              2 * kBf16 * routed_.act_elements(), kFp32 * rows_);
     c_.recast("routed_down input", rows_, routed_.intermediate());
     if (c_.plan().recompute.norms) {
       c_.norm_forward("ffn norm", rank_tokens_, hidden);
@@ -744,8 +750,8 @@ class Experts {
     const Precision& p = c_.precision();
     const std::int64_t hidden = c_.model().hidden;
     const NumberFormat rows_format = ep_ > 1 ? p.dispatch : p.saved;
-    std::int64_t bytes = kFp32 * rank_tokens_ * moe_.routed_experts;       // scores
-    bytes += bytes_of_elements(rows_ * hidden, rows_format);               // rows as dispatched
+    std::int64_t bytes = kFp32 * rank_tokens_ * moe_.routed_experts;  // scores
+    bytes += bytes_of_elements(rows_ * hidden, rows_format);          // rows as dispatched
     bytes += routed_.saved_bytes();
     if (std::optional<FeedForward> shared = shared_experts()) {
       bytes += shared->saved_bytes();
@@ -781,15 +787,14 @@ class Experts {
   void append_expert_tensor(Work& work, CollectiveKind kind) const {
     if (etp_ == 1) return;
     const std::int64_t bytes = kBf16 * received_ * etp_ * c_.model().hidden;
-    work.push_back(
-        {.shape = {.work = Collective{.kind = kind,
-                                      .bytes = bytes,
-                                      .ranks = etp_,
-                                      .ranks_per_node =
-                                          layout_.members_per_node(GroupKind::expert_tensor)},
-                   .label = "expert tensor"},
-         .stream = StreamKind::expert_exchange,
-         .group = GroupKind::expert_tensor});
+    work.push_back({.shape = {.work = Collective{.kind = kind,
+                                                 .bytes = bytes,
+                                                 .ranks = etp_,
+                                                 .ranks_per_node = layout_.members_per_node(
+                                                     GroupKind::expert_tensor)},
+                              .label = "expert tensor"},
+                    .stream = StreamKind::expert_exchange,
+                    .group = GroupKind::expert_tensor});
   }
 
   Chain& c_;
@@ -810,16 +815,16 @@ class Experts {
 // ---------------------------------------------------------------------------------------------------
 // Memory
 
-/// What attention keeps: its input (for the norm and the residual), the latents or nothing, queries, keys
-/// and values unless they are recomputed, the core's output (in E5M6 if the recipe says so) and its
-/// log-sum-exp, and the residual stream after it.
+/// What attention keeps: its input (for the norm and the residual), the latents or nothing,
+/// queries, keys and values unless they are recomputed, the core's output (in E5M6 if the recipe
+/// says so) and its log-sum-exp, and the residual stream after it.
 std::int64_t attention_saved_bytes(const Chain& c) {
   const Attention& a = c.model().attention;
   const Recompute& r = c.plan().recompute;
   const Precision& p = c.precision();
   const AttentionSizes s = attention_sizes(c);
   const std::int64_t local = c.local_tokens() * c.model().hidden;
-  std::int64_t bytes = 2 * kBf16 * local;                   // residual stream, before and after
+  std::int64_t bytes = 2 * kBf16 * local;  // residual stream, before and after
   if (!r.norms) bytes += 2 * bytes_of_elements(local, p.saved);  // both norms' outputs
   if (a.mla) {
     const std::int64_t latents =
@@ -928,7 +933,8 @@ EdgeWork head_work(const Model& model, const Plan& plan, std::int64_t gpus_per_n
   c.norm_forward("final norm", c.local_tokens(), hidden);
   c.gather_tokens("head gather", hidden, layout);
   c.forward(head);
-  // Log-sum-exp over BF16 logits, then the loss; the gradient overwrites the logits in the backward pass.
+  // Log-sum-exp over BF16 logits, then the loss; the gradient overwrites the logits in the backward
+  // pass.
   c.stream(StreamingKind::cross_entropy, "cross-entropy", kBf16 * logits, kFp32 * c.tokens(), 2);
   w.forward = c.take();
   c.stream(StreamingKind::cross_entropy, "cross-entropy gradient", kBf16 * logits, kBf16 * logits);
@@ -968,8 +974,8 @@ EdgeWork mtp_front_work(const Model& model, const Plan& plan) {
   w.backward = c.take();
   c.backward_weight(projection);
   w.weight = c.take();
-  w.memory.saved_bytes = bytes_of_elements(2 * t * hidden, plan.precision.saved) +
-                         2 * kBf16 * t * hidden;
+  w.memory.saved_bytes =
+      bytes_of_elements(2 * t * hidden, plan.precision.saved) + 2 * kBf16 * t * hidden;
   return w;
 }
 
@@ -977,7 +983,8 @@ LayerShard layer_shard(const Model& model, const Plan& plan, bool moe) {
   const LayerParameters p = count_layer(model, moe);
   const Parallelism& par = plan.parallelism;
   LayerShard s;
-  // Latent down-projections and the router are not split over tp; they are small, and counted as if.
+  // Latent down-projections and the router are not split over tp; they are small, and counted as
+  // if.
   s.dense = (p.attention + p.dense_feed_forward + p.shared_experts) / par.tp + p.norms + p.router;
   if (moe) s.expert = p.routed_experts / (par.ep * par.expert_tp);
   return s;

@@ -220,7 +220,7 @@ std::string quoted(const std::string& text) {
 std::string dense_layers_text(const Model& model) {
   const auto first_moe = std::find(model.layer_is_moe.begin(), model.layer_is_moe.end(), true);
   if (std::find(first_moe, model.layer_is_moe.end(), false) == model.layer_is_moe.end()) {
-    return fmt::to_string(std::distance(model.layer_is_moe.begin(), first_moe));
+    return std::to_string(std::distance(model.layer_is_moe.begin(), first_moe));
   }
   std::string list;
   for (std::int64_t layer = 0; layer < model.layers; ++layer) {

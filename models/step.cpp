@@ -95,13 +95,12 @@ class StepBuilder {
 
   // ---- groups of replicas ----
 
-  /// group_[kind][slot] and the members of each group, for the replicas that are simulated. With rank
-  /// classes every group is the one representative.
+  /// group_[kind][slot] and the members of each group, for the replicas that are simulated. With
+  /// rank classes every group is the one representative.
   void index_groups() {
-    constexpr GroupKind kKinds[] = {GroupKind::tensor,        GroupKind::context,
-                                    GroupKind::data,          GroupKind::expert,
-                                    GroupKind::expert_tensor, GroupKind::expert_data,
-                                    GroupKind::position};
+    constexpr GroupKind kKinds[] = {
+        GroupKind::tensor,        GroupKind::context,     GroupKind::data,    GroupKind::expert,
+        GroupKind::expert_tensor, GroupKind::expert_data, GroupKind::position};
     for (GroupKind kind : kKinds) {
       Groups& g = groups_[static_cast<std::size_t>(kind)];
       if (replicas_.count == 1) {
@@ -157,8 +156,8 @@ class StepBuilder {
   // ---- stamping ----
 
   /// Adds the cell's ops for every replica of a position, op by op: op t of replica i gets id
-  /// base[t] + i, or base[t] + group of i where a group shares it. `forward_input` and `backward_input`
-  /// are the transfers (or local ops) that the two halves wait for.
+  /// base[t] + i, or base[t] + group of i where a group shares it. `forward_input` and
+  /// `backward_input` are the transfers (or local ops) that the two halves wait for.
   void stamp(const CellTemplate& cell, int position, const Action& action, Ids forward_input,
              Ids backward_input) {
     const std::int64_t replicas = replicas_.count;
@@ -244,7 +243,8 @@ class StepBuilder {
   void add_pipeline() {
     const int stages = schedule_.shape.stages();
     const int micro_batches = schedule_.shape.micro_batches;
-    const std::size_t cells = static_cast<std::size_t>(stages) * static_cast<std::size_t>(micro_batches);
+    const std::size_t cells =
+        static_cast<std::size_t>(stages) * static_cast<std::size_t>(micro_batches);
     forward_input_.assign(cells, {});
     backward_input_.assign(cells, {});
     for (int m = 0; m < micro_batches; ++m) {
@@ -282,10 +282,13 @@ class StepBuilder {
 
   bool ready(const Action& a) const {
     switch (a.kind) {
-      case ActionKind::forward: return forward_input_[at(a.stage, a.micro_batch)].ready;
+      case ActionKind::forward:
+        return forward_input_[at(a.stage, a.micro_batch)].ready;
       case ActionKind::backward:
-      case ActionKind::backward_input: return backward_input_[at(a.stage, a.micro_batch)].ready;
-      case ActionKind::backward_weight: return true;
+      case ActionKind::backward_input:
+        return backward_input_[at(a.stage, a.micro_batch)].ready;
+      case ActionKind::backward_weight:
+        return true;
       case ActionKind::overlapped:
         return forward_input_[at(a.stage, a.micro_batch)].ready &&
                backward_input_[at(a.pair_stage, a.pair_micro_batch)].ready;
@@ -297,12 +300,12 @@ class StepBuilder {
     const CellTemplate& cell = templates_.at(key_of(a)).cell;
     const bool pair = a.kind == ActionKind::overlapped;
     const bool has_forward = a.kind == ActionKind::forward || pair;
-    const bool has_backward = a.kind != ActionKind::forward && a.kind != ActionKind::backward_weight;
+    const bool has_backward =
+        a.kind != ActionKind::forward && a.kind != ActionKind::backward_weight;
     const int backward_stage = pair ? a.pair_stage : a.stage;
     const int backward_mb = pair ? a.pair_micro_batch : a.micro_batch;
     gather_parameters(position, a);
-    stamp(cell, position, a,
-          has_forward ? forward_input_[at(a.stage, a.micro_batch)].ids : Ids{},
+    stamp(cell, position, a, has_forward ? forward_input_[at(a.stage, a.micro_batch)].ids : Ids{},
           has_backward ? backward_input_[at(backward_stage, backward_mb)].ids : Ids{});
     const auto last = static_cast<std::uint32_t>(cell.ops.size() - 1);
     remember_last(position, cell, last);
@@ -316,8 +319,8 @@ class StepBuilder {
           send(position, schedule_.rank_of(backward_stage - 1, backward_mb), cell,
                *cell.backward_exit, backward_stage, backward_mb, Phase::pipeline_backward);
     }
-    const bool makes_gradients = a.kind == ActionKind::backward ||
-                                 a.kind == ActionKind::backward_weight || pair;
+    const bool makes_gradients =
+        a.kind == ActionKind::backward || a.kind == ActionKind::backward_weight || pair;
     if (makes_gradients) {
       // Gradients accumulate locally; with ZeRO-2 and -3 they are reduced after every micro-batch.
       const int stage = pair ? a.pair_stage : a.stage;
@@ -328,20 +331,20 @@ class StepBuilder {
     }
   }
 
-  /// Sends an exit op's result to another position: op i from slot i to slot i. Stages that lie on the
-  /// same rank (the turn of a V) hand it over directly.
-  Input send(int from, int to, const CellTemplate& cell, std::uint32_t exit, int stage, int micro_batch,
-             Phase phase) {
+  /// Sends an exit op's result to another position: op i from slot i to slot i. Stages that lie on
+  /// the same rank (the turn of a V) hand it over directly.
+  Input send(int from, int to, const CellTemplate& cell, std::uint32_t exit, int stage,
+             int micro_batch, Phase phase) {
     if (from == to) {
       // Only ungrouped exits have ids that run with the slots; a join op restores that.
       return {.ids = join_per_slot(from, cell, exit, stage, micro_batch, phase), .ready = true};
     }
     const std::int64_t bytes = 2 * plan_.micro_batch_tokens() * scenario_.model.hidden /
                                (plan_.parallelism.sequence_parallel ? plan_.parallelism.tp : 1);
-    const ShapeId shape = builder_.intern(
-        {.work = Send{.bytes = bytes, .same_node = layout_.same_node(from, to)},
-         .label = phase == Phase::pipeline_forward ? "PP(F)" : "PP(B)",
-         .sms = 0});
+    const ShapeId shape =
+        builder_.intern({.work = Send{.bytes = bytes, .same_node = layout_.same_node(from, to)},
+                         .label = phase == Phase::pipeline_forward ? "PP(F)" : "PP(B)",
+                         .sms = 0});
     const int ranks = schedule_.shape.ranks;
     const bool forwards = to == (from + 1) % ranks;
     const Ids ids{.base = static_cast<std::uint32_t>(builder_.size()), .present = true};
@@ -391,8 +394,8 @@ class StepBuilder {
 
   // ---- data parallelism ----
 
-  /// Collective of a stage's parameters over its copies: all slots of the group in all positions that
-  /// hold the stage. `ready(position, slot)` appends what a member waits for.
+  /// Collective of a stage's parameters over its copies: all slots of the group in all positions
+  /// that hold the stage. `ready(position, slot)` appends what a member waits for.
   template <class Ready>
   void stage_collective(int stage, GroupKind group, const std::vector<int>& positions,
                         CollectiveKind kind, std::int64_t bytes, const std::string& label,
@@ -445,8 +448,8 @@ class StepBuilder {
     sync_gradients(stage, {position}, micro_batch);
   }
 
-  /// ZeRO-3: a stage's parameters come in before each of its cells; one cell ahead at most, so that no
-  /// more than two cells' parameters are resident.
+  /// ZeRO-3: a stage's parameters come in before each of its cells; one cell ahead at most, so that
+  /// no more than two cells' parameters are resident.
   void gather_parameters(int position, const Action& a) {
     if (plan_.parallelism.zero_stage < 3 || a.kind == ActionKind::backward_weight) return;
     last_ids_.resize(static_cast<std::size_t>(plan_.parallelism.pp));
@@ -478,7 +481,8 @@ class StepBuilder {
     return elements;
   }
 
-  /// Gradient reduction, gradient norm and clipping, AdamW, and the new parameters back to all copies.
+  /// Gradient reduction, gradient norm and clipping, AdamW, and the new parameters back to all
+  /// copies.
   void add_optimizer() {
     const Parallelism& par = plan_.parallelism;
     const int positions = static_cast<int>(par.pp);
@@ -508,15 +512,16 @@ class StepBuilder {
         const std::array<StreamId, 2> streams = {
             stream_of(replicas_.rank(p, slot), StreamKind::compute),
             stream_of(replicas_.rank(p, slot), StreamKind::data)};
-        builder_.add(OpKind::compute, shape, tag, streams,
-                     everyone_after ? std::span<const OpId>(&*everyone_after, 1)
-                                    : std::span<const OpId>{});
+        builder_.add(
+            OpKind::compute, shape, tag, streams,
+            everyone_after ? std::span<const OpId>(&*everyone_after, 1) : std::span<const OpId>{});
       });
     };
     const Precision& precision = plan_.precision;
     local(
         [](std::int64_t n) {
-          return Streaming{.kind = StreamingKind::reduction, .bytes_read = 4 * n, .bytes_written = 0};
+          return Streaming{
+              .kind = StreamingKind::reduction, .bytes_read = 4 * n, .bytes_written = 0};
         },
         "gradient norm", std::nullopt);
     streams_.clear();
@@ -524,10 +529,11 @@ class StepBuilder {
       streams_.push_back(stream_of(replicas_.rank(p, slot), StreamKind::data));
     });
     const ShapeId norm = builder_.intern(
-        {.work = Collective{.kind = CollectiveKind::all_reduce,
-                            .bytes = 4,
-                            .ranks = par.world(),
-                            .ranks_per_node = std::min(scenario_.cluster.gpus_per_node, par.world())},
+        {.work =
+             Collective{.kind = CollectiveKind::all_reduce,
+                        .bytes = 4,
+                        .ranks = par.world(),
+                        .ranks_per_node = std::min(scenario_.cluster.gpus_per_node, par.world())},
          .label = "gradient norm",
          .sms = 0});
     std::optional<OpId> reduced;
@@ -611,10 +617,10 @@ class StepBuilder {
   std::array<Groups, 7> groups_;
   std::vector<StageParameters> parameters_;
   std::map<TemplateKey, Template> templates_;
-  std::vector<Input> forward_input_;   ///< by (stage, micro-batch)
+  std::vector<Input> forward_input_;  ///< by (stage, micro-batch)
   std::vector<Input> backward_input_;
-  std::vector<std::vector<OpId>> last_ids_;                            ///< by position, slot
-  std::map<std::pair<int, int>, std::vector<OpId>> gradients_ready_;   ///< by (position, stage)
+  std::vector<std::vector<OpId>> last_ids_;                           ///< by position, slot
+  std::map<std::pair<int, int>, std::vector<OpId>> gradients_ready_;  ///< by (position, stage)
   // Scratch, kept to save allocations.
   std::vector<std::uint32_t> base_;
   std::vector<StreamId> streams_;
@@ -636,7 +642,8 @@ StageParameters stage_parameters(const Scenario& scenario, int stage) {
   };
   const ParameterCount total = count_parameters(model);
   if (s.embedding) p.dense += total.embedding / tp;
-  for (std::int64_t l = s.first_layer; l < s.first_layer + s.layers; ++l) add_layer(model.is_moe(l));
+  for (std::int64_t l = s.first_layer; l < s.first_layer + s.layers; ++l)
+    add_layer(model.is_moe(l));
   if (s.head) {
     // A tied head is the embedding's copy on the last stage.
     p.dense += (model.tied_embeddings ? (s.embedding ? 0 : total.embedding) : total.head) / tp;
