@@ -182,7 +182,8 @@ TEST(ReadModel, AbsurdDenseModelIsAProblem) {
 }
 
 TEST(ReadModel, SomethingElseThanAMapIsAProblem) {
-  for (const char* text : {"", "3", "[1, 2]", "attention: 3", "moe:", "layers: {}"}) {
+  for (const char* text : {"", "3", "[1, 2]", "attention: 3", "moe:", "layers: {}",
+                           "\"name\": \"unclosed", "{\"a\": 1"}) {
     EXPECT_FALSE(read_text(text).problems.empty()) << text;
   }
 }
