@@ -1,7 +1,9 @@
 // DualPipe (DeepSeek-V3 report 3.2.1 and Figure 5, arXiv 2412.19437; phases as in
 // deepseek-ai/DualPipe): micro-batches enter the pipeline at both ends, so every rank holds two
-// stages, and the forward of one direction is overlapped with the backward of the other. Bubble
-// (P/2-1)(F&B + B - 3W), exact where F = B_input and F&B = F + B; P+1 activations in flight.
+// stages, and the forward of one direction is overlapped with the backward of the other.
+//
+// Bubble (P/2-1)(F&B + B - 3W), exact where F = B_input >= W and F&B = F + B; P+1 activations in
+// flight. The reference asks for an even P and an even M of at least 2P.
 
 #include <algorithm>
 

@@ -1,7 +1,8 @@
 // DualPipeV (deepseek-ai/DualPipe; Sea AI Lab's "cut in half" note): DualPipe folded at its middle.
 // Device r holds stages r and 2P-1-r of 2P; the two directions become the two arms of a V through
 // which every micro-batch goes, so no stage is held twice. The eight phases are those of rank r of
-// a DualPipe of 2P ranks, and so are the bubble and the 2P+1 chunk activations in flight.
+// a DualPipe of 2P ranks, and so are the bubble and the 2P+1 chunk activations in flight. Like the
+// reference it asks for M of at least 2P.
 
 #include "models/schedule/script.hpp"
 

@@ -1,8 +1,8 @@
-// ZB-H1 (Qi et al. 2024, arXiv 2401.10241, 2.2; "ZB1P" in the DeepSeek-V3 report): 1F1B with the
+// ZB-H1 (Qi et al. 2024, arXiv 2401.10241, 2.1; "ZB1P" in the DeepSeek-V3 report): 1F1B with the
 // backward split. Rank r lags its weight gradients r micro-batches behind, so that every rank holds
 // at most the P micro-batches of 1F1B's first rank, and spends the debt where 1F1B would idle.
 // Bubble (P-1)(F + B_input - W), which is (P-1)(F + B - 2W) with B the full backward; exact while
-// W <= F. A longer W cannot hide behind a forward: then the bubble stays at (P-1) B_input.
+// W <= min(F, B_input). A longer W fills no more than that of a gap.
 
 #include <algorithm>
 

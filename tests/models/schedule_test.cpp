@@ -150,14 +150,18 @@ TEST(ScheduleBubble, InterleavedIsOneVthForAnyTimes) {  // arXiv 2104.04473, 2.2
   }
 }
 
-TEST(ScheduleBubble, ZbH1) {  // arXiv 2401.10241, Table 1: (p-1)(T_F + T_B - T_W); exact for W <= F
+// arXiv 2401.10241, 2.3: (p-1)(T_F + T_B - T_W), and in the DeepSeek-V3 report's terms (Table
+// 2) (PP-1)(F + B - 2W) with B the full backward. Exact while W is the shortest of the three.
+TEST(ScheduleBubble, ZbH1) {
   for (const ActionTimes& t : {times_of(1, 1, 1), times_of(2, 2, 1), times_of(1, 3, 1),
-                               times_of(3, 1, 2), times_of(4, 1, 2.5), times_of(2, 3, 0.5)}) {
+                               times_of(3, 2, 2), times_of(4, 3, 2.5), times_of(2, 3, 0.5)}) {
+    const double backward = t.backward_input + t.backward_weight;
     for (int ranks = 1; ranks <= 9; ++ranks) {
       for (const int micro_batches : {ranks, ranks + 1, 3 * ranks}) {
         const ScheduleShape shape = shape_of(ScheduleKind::zb_h1, ranks, 1, micro_batches);
-        const double half_form = (ranks - 1) * (t.forward + t.backward_input - t.backward_weight);
-        EXPECT_EQ(bubble(shape, t, micro_batches), half_form) << describe(shape);
+        EXPECT_EQ(bubble(shape, t, micro_batches),
+                  (ranks - 1) * (t.forward + backward - 2 * t.backward_weight))
+            << describe(shape);
       }
     }
   }
@@ -283,7 +287,7 @@ TEST(ScheduleMemory, PeakActivationsInFlight) {
     for (int r = 0; r < ranks; ++r) {
       EXPECT_EQ(peak(ScheduleKind::gpipe, 1, r), many);
       EXPECT_EQ(peak(ScheduleKind::one_f_one_b, 1, r), ranks - r);
-      // Every worker the same, as 1F1B's first: arXiv 2401.10241, 2.2.
+      // Every worker the same, as 1F1B's first: arXiv 2401.10241, 2.1.
       EXPECT_EQ(peak(ScheduleKind::zb_h1, 1, r), ranks);
       // 2P half-size chunks are 1F1B's P stages: arXiv 2401.10241, section 6.
       EXPECT_EQ(peak(ScheduleKind::zb_v, 2, r), 2 * ranks);

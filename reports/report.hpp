@@ -1,0 +1,132 @@
+#pragma once
+// A Report: the numbers that a simulated (or executed) step comes to. Writers only format it.
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "models/scenario.hpp"
+#include "sim/price.hpp"
+#include "sim/program.hpp"
+#include "sim/timeline.hpp"
+
+namespace orrery {
+
+/// A partition of a rank's step, in seconds: the parts add up to the step. Within cells, time in which no
+/// compute op runs while a communication op does is exposed communication; the rest of the cell belongs to
+/// its kind. Time outside of cells is bubble, the optimizer's cell (gradient sync, update, parameter
+/// gather) is optimizer.
+struct PhaseTimes {
+  double forward = 0;
+  double backward = 0;  ///< full and input-only backwards
+  double weight = 0;
+  double overlapped = 0;
+  double bubble = 0;
+  double optimizer = 0;
+  double exposed_communication = 0;
+  double sum() const {
+    return forward + backward + weight + overlapped + bubble + optimizer + exposed_communication;
+  }
+};
+
+/// The same step cut as ISCA'25 (arXiv 2505.09343) Table 4 does: whole spans of cells, communication
+/// included. 1F, 1B (full and input-only), 1W, 1F1B, bubble, opt.
+struct CellTimes {
+  double forward = 0;
+  double backward = 0;
+  double weight = 0;
+  double overlapped = 0;
+  double bubble = 0;
+  double optimizer = 0;
+};
+
+/// Mean duration of one cell of a kind on a rank, alone (nothing waited for) and as it ran.
+struct CellDuration {
+  CellKind kind{};
+  std::int64_t count = 0;
+  double mean_s = 0;
+};
+
+struct RankReport {
+  std::uint32_t rank = 0;          ///< simulated rank
+  std::int64_t multiplicity = 1;
+  int position = 0;                ///< pipeline position
+  std::vector<int> stages;         ///< model stages it holds
+  std::int64_t parameters = 0;     ///< resident on this rank
+  PhaseTimes phases_s;
+  CellTimes cells_s;
+  std::vector<CellDuration> cell_durations;
+  std::int64_t memory_peak_bytes = 0;
+  double memory_peak_at_s = 0;
+  std::array<std::int64_t, kMemoryKinds> memory_at_peak{};
+};
+
+struct PriceRow {
+  std::string label;   ///< "routed_up"
+  std::string shape;   ///< describe(shape)
+  std::int64_t count = 0;  ///< executions per step, all simulated ranks weighted by multiplicity / GPUs
+  double time_s = 0;   ///< of one execution
+  double share = 0;    ///< of all priced op time
+  PriceSource source{};
+  double spread = 0;
+  bool extrapolated = false;
+  std::string note;
+};
+
+/// Spans of one phase within an isolated overlapped pair, per layer (compare DeepSeek's trace).
+struct PhaseSpan {
+  Phase phase{};
+  std::int64_t layers = 0;
+  double mean_span_s = 0;  ///< first start to last end, per layer
+  double mean_busy_s = 0;  ///< sum of op times, per layer
+};
+
+/// One cell of one position, simulated alone.
+struct IsolatedCell {
+  int position = 0;
+  CellKind kind{};
+  std::string what;  ///< "F of stage 3 with B of stage 12"
+  double time_s = 0;
+  std::vector<PhaseSpan> phases;
+};
+
+struct EngineStatistics {
+  std::uint64_t operations = 0;
+  std::uint64_t events = 0;
+  std::uint64_t ranks_simulated = 0;
+  std::uint64_t program_bytes = 0;
+  double wall_s = 0;  ///< the only number that differs between runs; written only where asked for
+};
+
+struct Report {
+  std::string scenario;
+  std::string plan;  ///< "TP1 CP1 PP16 DP128 EP64 ZeRO-1, dual_pipe, fp8_deepseek"
+  std::int64_t gpus = 0;
+  std::string device;
+  double step_time_s = 0;
+  double tokens_per_step = 0;
+  double tokens_per_s_per_gpu = 0;
+  double tokens_per_day = 0;
+  double gpu_hours_per_trillion_tokens = 0;
+  double tflops_per_gpu_causal = 0;
+  double tflops_per_gpu_noncausal = 0;
+  double mfu_causal = 0;  ///< against the device's BF16 peak, the published convention
+  double mfu_noncausal = 0;
+  PhaseTimes phases_s;  ///< mean over ranks
+  CellTimes cells_s;    ///< mean over ranks
+  std::vector<RankReport> ranks;
+  std::vector<IsolatedCell> cells;
+  std::vector<PriceRow> prices;                        ///< by share, largest first
+  std::vector<std::pair<std::string, double>> critical_path_s;  ///< phase name -> seconds, largest first
+  double memory_capacity_bytes = 0;
+  std::vector<std::string> warnings;
+  std::uint64_t fingerprint = 0;
+  EngineStatistics engine;
+};
+
+Report summarise(const Scenario& scenario, const Program& program, const PriceList& prices,
+                 const Timeline& timeline);
+
+}  // namespace orrery
