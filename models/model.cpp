@@ -2,7 +2,7 @@
 
 #include "models/model.hpp"
 
-#include <fmt/core.h>
+#include <fmt/format.h>
 
 #include <algorithm>
 #include <initializer_list>
@@ -126,9 +126,15 @@ Model read_yaml(const Node& node, Problems& problems) {
   Model model;
   model.name = reader.text("name");
   model.source = reader.text("source");
-  model.hidden = reader.integer("hidden", 1, limits::kHidden);
+  // A wrong dimension takes a value about which nothing below complains in turn.
+  const auto dimension = [&](const char* key, std::int64_t most, std::int64_t instead) {
+    const std::size_t before = problems.size();
+    const std::int64_t value = reader.integer(key, 1, most);
+    return problems.size() == before ? value : instead;
+  };
+  model.hidden = dimension("hidden", limits::kHidden, 0);
   model.vocabulary = reader.integer("vocabulary", 1, limits::kVocabulary);
-  model.layers = reader.integer("layers", 1, limits::kLayers);
+  model.layers = dimension("layers", limits::kLayers, limits::kLayers);
   model.max_positions = reader.integer("max_positions", 1, limits::kPositions);
   model.norm =
       reader.choice_or<Norm>("norm", Norm::rms, {{"rms", Norm::rms}, {"layer", Norm::layer}});
@@ -173,6 +179,7 @@ void check_experts(const Moe& moe, const Node& root, Problems& problems) {
   if (moe.top_k > moe.routed_experts) {
     problems.add(place_of(root, "num_experts_per_tok", {"moe", "top_k"}),
                  fmt::format("top_k {} of only {} routed experts", moe.top_k, moe.routed_experts));
+    return;
   }
   const Node groups = place_of(root, "n_group", {"moe", "groups"});
   if (moe.routed_experts % moe.groups != 0) {
