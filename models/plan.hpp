@@ -23,6 +23,8 @@ struct Parallelism {
   int zero_stage = 1;             ///< 0: replicated; 1: optimizer; 2: + gradients; 3: + parameters
   std::int64_t world() const { return tp * cp * pp * dp; }
   std::int64_t ranks_per_position() const { return tp * cp * dp; }
+
+  friend bool operator==(const Parallelism&, const Parallelism&) = default;
 };
 
 /// What one pipeline stage holds: layers [first_layer, first_layer + layers).
@@ -32,6 +34,8 @@ struct StageContents {
   bool embedding = false;
   bool head = false;
   std::int64_t mtp_modules = 0;
+
+  friend bool operator==(const StageContents&, const StageContents&) = default;
 };
 
 /// Number formats of a training recipe.
@@ -49,6 +53,8 @@ struct Precision {
   std::int64_t gradient_sync_bytes = 4;               ///< as reduced between data-parallel ranks
   std::int64_t master_bytes = 4;
   std::int64_t moment_bytes = 8;  ///< both moments
+
+  friend bool operator==(const Precision&, const Precision&) = default;
 };
 
 /// bf16: Megatron-LM's mixed precision; fp8_tensor: Transformer Engine's per-tensor scaling;
@@ -63,6 +69,8 @@ struct Recompute {
   bool activation = false;         ///< SwiGLU / GELU output
   bool attention_core = false;     ///< the whole core again (Megatron's "selective")
   bool full = false;               ///< the whole layer from its input
+
+  friend bool operator==(const Recompute&, const Recompute&) = default;
 };
 
 struct Plan {
@@ -86,6 +94,8 @@ struct Plan {
   std::int64_t micro_batches() const {
     return global_batch_sequences / (micro_batch_sequences * parallelism.dp);
   }
+
+  friend bool operator==(const Plan&, const Plan&) = default;
 };
 
 }  // namespace orrery
