@@ -1,10 +1,10 @@
 #pragma once
 // Files from users: a located tree, and a reader that reports every problem at once.
 //
-// yaml-cpp keeps duplicate keys silently, returns fallbacks on bad text and reads `010` as 8, so its own
-// accessors are used nowhere but in config.cpp, which turns a document into Nodes whose scalars are
-// still text. Each Node knows its file, line and column. JSON files are read by the same path (JSON is
-// YAML's flow style).
+// yaml-cpp keeps duplicate keys silently, returns fallbacks on bad text and reads `010` as 8, so
+// its own accessors are used nowhere but in config.cpp, which turns a document into Nodes whose
+// scalars are still text. Each Node knows its file, line and column. JSON files are read by the
+// same path (JSON is YAML's flow style).
 
 #include <cstdint>
 #include <initializer_list>
@@ -25,7 +25,7 @@ namespace orrery {
 struct Location {
   std::string file;
   int line = 0;    ///< 1-based; 0: the whole file
-  int column = 0;  ///< 1-based
+  int column = 0;  ///< 1-based, in characters (not bytes)
 };
 
 struct Problem {
@@ -45,7 +45,8 @@ class InputError : public std::runtime_error {
   std::vector<Problem> problems_;
 };
 
-/// "file:line:col: error: message", the line, a caret, the hint; one block per problem, in file order.
+/// "file:line:col: error: message", the line, a caret, the hint; one block per problem. Files in
+/// order of first appearance, then by line and column; identical problems once; at most 50.
 std::string format_problems(std::span<const Problem> problems);
 
 /// Part of one parsed document; cheap to copy (shares the document).
@@ -61,10 +62,11 @@ class Node {
   const std::string& text() const;  ///< scalar only: as written, unquoted
   bool quoted() const;              ///< scalar only: was it written in quotes?
 
-  std::size_t size() const;             ///< elements of a sequence, entries of a map, else 0
+  std::size_t size() const;              ///< elements of a sequence, entries of a map, else 0
   Node operator[](std::size_t i) const;  ///< element of a sequence, value of a map entry
   Node key(std::size_t i) const;         ///< key of a map entry
-  std::optional<Node> find(std::string_view key) const;  ///< value by key; nullopt if absent or no map
+  std::optional<Node> find(
+      std::string_view key) const;  ///< value by key; nullopt if absent or no map
 
   struct Data;  // private to config.cpp
   explicit Node(std::shared_ptr<const Data> data) : data_(std::move(data)) {}
@@ -87,25 +89,30 @@ class Problems {
   std::vector<Problem> list_;
 };
 
-/// Reads a .yaml/.yml/.json file. Syntax errors, duplicate keys, merge keys (`<<`), anchors nested into
-/// bombs, more than 1,000 levels, and files over 64 MiB are problems; the Node is then null.
+/// Reads a .yaml/.yml/.json file. A missing or unreadable file, text that is not UTF-8, syntax
+/// errors, tabs as indentation, anchors, aliases, tags, merge keys (`<<`), keys that are no text, a
+/// second document, more than 200 levels, 1,000,000 values or 64 MiB are problems; the Node is then
+/// null and a MapReader over it stays silent. Duplicate keys are problems too, but the tree is
+/// returned (with the first of them), so that all else is looked at in the same run.
 Node read_document(const std::string& path, Problems& problems);
 Node read_document_text(std::string text, const std::string& name, Problems& problems);
 
 /// The candidate nearest to `word` by edit distance, if near enough to be a typo.
 std::optional<std::string> nearest(std::string_view word, std::span<const std::string> candidates);
 
-/// Reads one map: asks for keys by name and type; finish() reports every key nobody asked for, with the
-/// nearest known key as a suggestion. Every getter reports a missing or malformed value as a problem and
-/// returns a harmless value, so that reading goes on and all problems are found in one run.
+/// Reads one map: asks for keys by name and type; finish() reports every key nobody asked for, with
+/// the nearest known key as a suggestion. Every getter reports a missing or malformed value as a
+/// problem and returns a harmless value, so that reading goes on and all problems are found in one
+/// run. A key without a value ("key:", or JSON's null) is a problem for every getter but has() and
+/// at(). Over anything but a map, the constructor reports that once and the getters are silent.
 class MapReader {
  public:
   /// `what` names the map in messages ("plan", "model.attention").
   MapReader(Node node, Problems& problems, std::string what);
 
-  bool has(std::string_view key);  ///< also marks the key as known
-  Node at(std::string_view key);   ///< the value, or a null Node (no problem reported)
-  Node require(std::string_view key);  ///< the value; a problem if absent
+  bool has(std::string_view key);      ///< also marks the key as known
+  Node at(std::string_view key);       ///< the value, or a null Node (no problem reported)
+  Node require(std::string_view key);  ///< the value; a problem (and a null Node) if absent or null
 
   /// Whole numbers: 12, 4_096, 15e3; not 010, 1.5. Range inclusive.
   std::int64_t integer(std::string_view key, std::int64_t min, std::int64_t max);

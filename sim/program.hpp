@@ -3,10 +3,11 @@
 //
 // A Program is a sealed, immutable struct of arrays indexed by OpId. After seal():
 //   * every predecessor has a smaller id than its successor, and
-//   * the operations of one stream run in id order (stream order is thus also edges, kept implicit),
+//   * the operations of one stream run in id order (stream order is thus also edges, kept
+//   implicit),
 // so the graph is acyclic by construction and one forward pass over the ids is a valid sweep.
-// A collective is ONE op that sits on one stream of every member; it starts when all members are ready.
-// Names are not stored: they are formatted from shapes and tags on demand.
+// A collective is ONE op that sits on one stream of every member; it starts when all members are
+// ready. Names are not stored: they are formatted from shapes and tags on demand.
 
 #include <array>
 #include <cstdint>
@@ -22,18 +23,20 @@
 namespace orrery {
 
 enum class OpKind : std::uint8_t { compute, transfer, collective, sync };
+inline constexpr int kOpKinds = 4;
+std::string_view name_of(OpKind kind);
 
 /// The in-order queues of one rank.
 enum class StreamKind : std::uint8_t {
   compute,
-  weight_gradient,   ///< used where the plan gives weight gradients a stream of their own
-  expert_exchange,   ///< dispatch and combine
-  tensor,            ///< tensor- and context-parallel collectives
-  send_next,         ///< pipeline sends to the next pipeline rank, ...
+  weight_gradient,  ///< used where the plan gives weight gradients a stream of their own
+  expert_exchange,  ///< dispatch and combine
+  tensor,           ///< tensor- and context-parallel collectives
+  send_next,        ///< pipeline sends to the next pipeline rank, ...
   send_previous,
   receive_previous,  ///< ... and where they arrive
   receive_next,
-  data,              ///< gradient and parameter traffic (data parallel, ZeRO)
+  data,  ///< gradient and parameter traffic (data parallel, ZeRO)
 };
 inline constexpr int kStreamsPerRank = 9;
 std::string_view name_of(StreamKind kind);
@@ -41,13 +44,16 @@ std::string_view name_of(StreamKind kind);
 constexpr StreamId stream_of(RankId rank, StreamKind kind) {
   return StreamId(std::size_t{rank.value} * kStreamsPerRank + static_cast<std::size_t>(kind));
 }
-constexpr RankId rank_of(StreamId stream) { return RankId(stream.value / kStreamsPerRank); }
+constexpr RankId rank_of(StreamId stream) {
+  return RankId(stream.value / kStreamsPerRank);
+}
 constexpr StreamKind kind_of(StreamId stream) {
   return static_cast<StreamKind>(stream.value % kStreamsPerRank);
 }
 
-/// What a user reads in a timeline, named as in DeepSeek's published trace. There and here, combine(B)
-/// is the gradient's way into the experts (a dispatch kernel) and dispatch(B) its way back (a combine).
+/// What a user reads in a timeline, named as in DeepSeek's published trace. There and here,
+/// combine(B) is the gradient's way into the experts (a dispatch kernel) and dispatch(B) its way
+/// back (a combine).
 enum class Phase : std::uint8_t {
   embedding_forward,
   attn_forward,      ///< attn(F): attention block up to and including the router
@@ -84,9 +90,16 @@ struct OpTag {
 };
 inline constexpr std::uint16_t kNoLayer = 0xFFFF;
 
-/// One scheduled action of one rank, or of several symmetric ranks that were emitted together: the ops
-/// [first, last) that sit on the streams of those ranks. Transfers lie outside of cells.
-enum class CellKind : std::uint8_t { forward, backward, backward_input, weight, overlapped, optimizer };
+/// One scheduled action of one rank, or of several symmetric ranks that were emitted together: the
+/// ops [first, last) that sit on the streams of those ranks. Transfers lie outside of cells.
+enum class CellKind : std::uint8_t {
+  forward,
+  backward,
+  backward_input,
+  weight,
+  overlapped,
+  optimizer
+};
 inline constexpr int kCellKinds = 6;
 std::string_view name_of(CellKind kind);
 
@@ -142,6 +155,7 @@ class Program {
   }
 
   const IdVector<ShapeId, Shape>& shapes() const { return shapes_; }
+  /// In id order; cells do not overlap.
   std::span<const Cell> cells() const { return cells_; }
   std::span<const MemoryEffect> memory_effects() const { return memory_effects_; }
 
@@ -151,7 +165,8 @@ class Program {
   /// How often each shape occurs (ops, not multiplied by multiplicity).
   IdVector<ShapeId, std::int64_t> shape_counts() const;
 
-  /// "rank 3 F12 layer 17 mlp(F) routed_up"
+  /// "rank 3 F12 layer 17 mlp(F) routed_up"; an op of several ranks begins with "ranks 0-7",
+  /// "ranks 0 and 2" or "rank 0 and 3 others".
   std::string name(OpId op) const;
   /// Bytes the Program's arrays occupy.
   std::size_t memory_bytes() const;
@@ -181,33 +196,70 @@ class ProgramBuilder {
   ShapeId intern(const Shape& shape);
   std::size_t size() const { return program_.kind_.size(); }
 
-  /// Appends an op to the ends of the given streams. Predecessors may have ids not added yet (they must
-  /// exist at seal()).
+  /// Appends an op to the ends of the given streams. Predecessors may have ids not added yet (they
+  /// must exist at seal()).
   OpId add(OpKind kind, ShapeId shape, const OpTag& tag, std::span<const StreamId> streams,
-           std::span<const OpId> predecessors);
-  /// Appends an existing op to the end of one more stream (members of a collective that arrive later).
+           std::span<const OpId> predecessors) {
+    const OpId op(size());
+    program_.kind_.push_back(kind);
+    program_.shape_.push_back(shape);
+    program_.tag_.push_back(tag);
+    for (const StreamId stream : streams) program_.streams_.push_back(stream);
+    for (const OpId predecessor : predecessors) program_.predecessors_.push_back(predecessor);
+    // Offsets that outgrow 32 bits wrap here and are caught by seal(), before anyone reads them.
+    program_.stream_begin_.push_back(static_cast<std::uint32_t>(program_.streams_.size()));
+    program_.predecessor_begin_.push_back(
+        static_cast<std::uint32_t>(program_.predecessors_.size()));
+    return op;
+  }
+  /// Appends an existing op to the end of one more stream (members of a collective that arrive
+  /// later).
   void join(OpId op, StreamId stream);
-  /// Adds a predecessor to an existing op.
+  /// Adds a predecessor to an existing op. Like those of add() it may not exist yet.
   void depend(OpId op, OpId predecessor);
 
   void memory(const MemoryEffect& effect) { program_.memory_effects_.push_back(effect); }
-  /// The ops added between begin_cell and end_cell make up the cell.
+  /// The ops added between begin_cell and end_cell make up the cell; `first` and `last` of the
+  /// argument are ignored. Cells do not nest, and one without ops is dropped.
   void begin_cell(const Cell& cell);
   void end_cell();
 
-  /// Checks and freezes. Where an op precedes one of its predecessors the ops are renumbered by a stable
-  /// topological sort (by content: smallest old id first) and cells must stay contiguous. A cycle (a
-  /// deadlock: two ranks that enter two collectives in opposite order) throws a std::runtime_error that
-  /// names the ops on it.
+  /// Checks and freezes, in one pass where every op follows its predecessors. Otherwise the ops are
+  /// renumbered: a topological sort by smallest old id that moves a cell as a whole, so that cells
+  /// stay contiguous whenever an order exists in which they are. Throws std::runtime_error
+  ///   - on a cycle (a deadlock: two ranks that enter two collectives in opposite order), naming
+  ///   the ops
+  ///     on it by the ids that add() gave them, or
+  ///   - when the ops could run but no order keeps the cells whole (two cells wait for each other:
+  ///   a
+  ///     collective joined late from within another cell), naming the cells.
   Program seal() &&;
 
  private:
+  struct LateJoin {
+    OpId op;
+    StreamId stream;
+    std::size_t after = 0;  ///< ops added before the join
+  };
+  struct LatePredecessor {
+    OpId op;
+    OpId predecessor;
+  };
+
+  template <class Visit>
+  void for_each_placement(Visit visit) const;
+  bool check();
+  void merge_late_predecessors();
+  void merge_late_joins();
+  std::vector<OpId> topological_order();
+  [[noreturn]] void throw_cycle(const std::vector<std::uint32_t>& unit_of,
+                                const std::vector<std::uint32_t>& unit_begin);
+  void renumber(const std::vector<OpId>& order);
+
   Program program_;
   std::map<Shape, ShapeId> interned_;
-  std::vector<std::pair<OpId, StreamId>> late_joins_;  // (op, stream), in order
-  std::vector<std::size_t> late_join_after_;            // ops added before that join
-  std::vector<std::pair<OpId, OpId>> late_predecessors_;
-  bool forward_reference_ = false;
+  std::vector<LateJoin> late_joins_;  // in call order
+  std::vector<LatePredecessor> late_predecessors_;
   bool in_cell_ = false;
 };
 

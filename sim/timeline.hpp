@@ -1,6 +1,6 @@
 #pragma once
-// A Timeline: when every op of a Program started and ended. Simulated, executed and imported runs all
-// end here.
+// A Timeline: when every op of a Program started and ended. Simulated, executed and imported runs
+// all end here.
 
 #include <cstdint>
 
@@ -21,11 +21,15 @@ struct Timeline {
   std::uint64_t fingerprint() const;
 };
 
-/// Topological sweep: one pass over the ids. Exact where ops do not contend for anything but streams.
+/// Time per shape, out of the price list. Checks that every shape has one and none is negative.
+IdVector<ShapeId, Picoseconds> durations(const Program& program, const PriceList& prices);
+
+/// Topological sweep: one pass over the ids. Exact where ops do not contend for anything but
+/// streams.
 Timeline sweep(const Program& program, const PriceList& prices);
 
-/// Discrete-event engine: events ordered by (time, phase, op id). Equals sweep() bit for bit without
-/// contention; it is what contention models plug into.
+/// Discrete-event engine: events ordered by (time, phase, op id). Equals sweep() bit for bit
+/// without contention; it is what contention models plug into.
 Timeline simulate(const Program& program, const PriceList& prices);
 
 }  // namespace orrery
