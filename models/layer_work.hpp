@@ -1,13 +1,14 @@
 #pragma once
-// What a layer does, kernel by kernel: the operations of each block for the forward pass, the gradient of
-// the input, the gradient of the weights, and what is recomputed. Which kernels a real layer of
-// DeepSeek-V3 runs was read off DeepSeek's published trace (deepseek-ai/profile-data, train); how long
-// each takes was not: that is the profile's business.
+// What a layer does, kernel by kernel: the operations of each block for the forward pass, the
+// gradient of the input, the gradient of the weights, and what is recomputed. Which kernels a real
+// layer of DeepSeek-V3 runs was read off DeepSeek's published trace (deepseek-ai/profile-data,
+// train); how long each takes was not: that is the profile's business.
 
 #include <cstdint>
 #include <optional>
 #include <vector>
 
+#include "models/layout.hpp"
 #include "models/model.hpp"
 #include "models/plan.hpp"
 #include "sim/program.hpp"
@@ -15,14 +16,17 @@
 
 namespace orrery {
 
-/// One operation in a chain: it starts when the one before it in the chain has ended.
+/// One operation in a chain: it starts when the one before it in the chain has ended. `group` says
+/// which ranks take part in a collective or an exchange; without it the op is this rank's own.
 struct WorkItem {
   Shape shape;
   StreamKind stream = StreamKind::compute;
+  std::optional<GroupKind> group;
 };
 using Work = std::vector<WorkItem>;
 
-/// Bytes a rank keeps from the forward to the backward pass, and what is live only inside one.
+/// Bytes a rank keeps from the forward pass until the weight gradient is done, and what is live
+/// only while the layer runs.
 struct LayerMemory {
   std::int64_t saved_bytes = 0;
   std::int64_t workspace_bytes = 0;
@@ -42,7 +46,8 @@ struct LayerWork {
   Work attn_weight;
   LayerMemory memory;
 };
-LayerWork transformer_layer(const Model& model, const Plan& plan, std::int64_t gpus_per_node, bool moe);
+LayerWork transformer_layer(const Model& model, const Plan& plan, std::int64_t gpus_per_node,
+                            bool moe);
 
 /// Embedding, head (final norm, projection, loss), and the front of an MTP module (two norms,
 /// concatenation, projection 2h -> h).
@@ -53,7 +58,7 @@ struct EdgeWork {
   LayerMemory memory;
 };
 EdgeWork embedding_work(const Model& model, const Plan& plan);
-EdgeWork head_work(const Model& model, const Plan& plan);
+EdgeWork head_work(const Model& model, const Plan& plan, std::int64_t gpus_per_node);
 EdgeWork mtp_front_work(const Model& model, const Plan& plan);
 
 /// Parameters of one layer resident on one rank.

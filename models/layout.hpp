@@ -1,10 +1,11 @@
 #pragma once
 // Rank to coordinates, groups, and node placement.
 //
-// World rank = position * R + i, where position is the pipeline rank and i in [0, R) the *slot* inside
-// the position, R = tp * cp * dp. Dense coordinates of a slot, fastest first: tp, cp, dp. Expert
-// coordinates of the same slot, fastest first: expert_tp, ep, expert_dp (Megatron-LM's order). World ranks
-// fill nodes in order. All slots of a position run the same operations: a position is a rank class.
+// World rank = position * R + i, where position is the pipeline rank and i in [0, R) the *slot*
+// inside the position, R = tp * cp * dp. Dense coordinates of a slot, fastest first: tp, cp, dp.
+// Expert coordinates of the same slot, fastest first: expert_tp, ep, expert_dp (Megatron-LM's
+// order). World ranks fill nodes in order. All slots of a position run the same operations: a
+// position is a rank class.
 
 #include <cstdint>
 #include <string>
@@ -21,10 +22,10 @@ struct Coordinates {
 
 /// Sets of slots of one position that communicate.
 enum class GroupKind : std::uint8_t {
-  tensor,       ///< tp ranks: same dp, cp
-  context,      ///< cp ranks
-  data,         ///< copies of dense parameters: dp * cp ranks with the same tp
-  expert,       ///< ep ranks that exchange tokens: same expert_dp, expert_tp
+  tensor,   ///< tp ranks: same dp, cp
+  context,  ///< cp ranks
+  data,     ///< copies of dense parameters: dp * cp ranks with the same tp
+  expert,   ///< ep ranks that exchange tokens: same expert_dp, expert_tp
   expert_tensor,
   expert_data,  ///< copies of one expert: same ep, expert_tp
   position,     ///< all R
@@ -39,7 +40,9 @@ class Layout {
   std::int64_t slots() const { return slots_; }  ///< R
 
   Coordinates coordinates(std::int64_t rank) const;
-  std::int64_t rank(std::int64_t position, std::int64_t slot) const { return position * slots_ + slot; }
+  std::int64_t rank(std::int64_t position, std::int64_t slot) const {
+    return position * slots_ + slot;
+  }
   std::int64_t node(std::int64_t rank) const { return rank / gpus_per_node_; }
 
   std::int64_t group_size(GroupKind kind) const;

@@ -10,8 +10,8 @@
 
 namespace orrery {
 
-/// Degrees of parallelism; world = tp * cp * pp * dp. Experts are laid over the same tp * cp * dp ranks of
-/// a pipeline position: ep * expert_tp of them hold one copy of all routed experts.
+/// Degrees of parallelism; world = tp * cp * pp * dp. Experts are laid over the same tp * cp * dp
+/// ranks of a pipeline position: ep * expert_tp of them hold one copy of all routed experts.
 struct Parallelism {
   std::int64_t tp = 1;
   std::int64_t cp = 1;
@@ -23,6 +23,8 @@ struct Parallelism {
   int zero_stage = 1;             ///< 0: replicated; 1: optimizer; 2: + gradients; 3: + parameters
   std::int64_t world() const { return tp * cp * pp * dp; }
   std::int64_t ranks_per_position() const { return tp * cp * dp; }
+
+  friend bool operator==(const Parallelism&, const Parallelism&) = default;
 };
 
 /// What one pipeline stage holds: layers [first_layer, first_layer + layers).
@@ -32,6 +34,8 @@ struct StageContents {
   bool embedding = false;
   bool head = false;
   std::int64_t mtp_modules = 0;
+
+  friend bool operator==(const StageContents&, const StageContents&) = default;
 };
 
 /// Number formats of a training recipe.
@@ -39,30 +43,34 @@ enum class PrecisionKind : std::uint8_t { bf16, fp8_tensor, fp8_deepseek };
 
 struct Precision {
   PrecisionKind kind{};
-  NumberFormat linear = NumberFormat::bf16;        ///< GEMM inputs of linear layers, all three passes
-  NumberFormat saved = NumberFormat::bf16;         ///< linear-layer inputs kept for the weight gradients
+  NumberFormat linear = NumberFormat::bf16;  ///< GEMM inputs of linear layers, all three passes
+  NumberFormat saved = NumberFormat::bf16;   ///< linear-layer inputs kept for the weight gradients
   NumberFormat saved_attention = NumberFormat::bf16;  ///< input of the output projection, kept
-  NumberFormat dispatch = NumberFormat::bf16;      ///< tokens to experts, gradients to experts
-  NumberFormat combine = NumberFormat::bf16;       ///< results back, both directions
-  std::int64_t parameter_bytes = 2;                ///< resident working copy
-  std::int64_t gradient_bytes = 4;                 ///< accumulated over micro-batches
-  std::int64_t gradient_sync_bytes = 4;            ///< as reduced between data-parallel ranks
+  NumberFormat dispatch = NumberFormat::bf16;         ///< tokens to experts, gradients to experts
+  NumberFormat combine = NumberFormat::bf16;          ///< results back, both directions
+  std::int64_t parameter_bytes = 2;                   ///< resident working copy
+  std::int64_t gradient_bytes = 4;                    ///< accumulated over micro-batches
+  std::int64_t gradient_sync_bytes = 4;               ///< as reduced between data-parallel ranks
   std::int64_t master_bytes = 4;
-  std::int64_t moment_bytes = 8;                   ///< both moments
+  std::int64_t moment_bytes = 8;  ///< both moments
+
+  friend bool operator==(const Precision&, const Precision&) = default;
 };
 
 /// bf16: Megatron-LM's mixed precision; fp8_tensor: Transformer Engine's per-tensor scaling;
-/// fp8_deepseek: V3 report 3.3 (E4M3 everywhere, 1x128 and 128x128 scales, FP8 cache and dispatch, E5M6
-/// after attention, BF16 combine and moments).
+/// fp8_deepseek: V3 report 3.3 (E4M3 everywhere, 1x128 and 128x128 scales, FP8 cache and dispatch,
+/// E5M6 after attention, BF16 combine and moments).
 Precision make_precision(PrecisionKind kind);
 
 /// What is computed again in the backward pass instead of being kept.
 struct Recompute {
-  bool norms = false;             ///< outputs of RMSNorm
+  bool norms = false;              ///< outputs of RMSNorm
   bool mla_up_projection = false;  ///< q_b and kv_b outputs
-  bool activation = false;        ///< SwiGLU / GELU output
-  bool attention_core = false;    ///< the whole core again (Megatron's "selective")
-  bool full = false;              ///< the whole layer from its input
+  bool activation = false;         ///< SwiGLU / GELU output
+  bool attention_core = false;     ///< the whole core again (Megatron's "selective")
+  bool full = false;               ///< the whole layer from its input
+
+  friend bool operator==(const Recompute&, const Recompute&) = default;
 };
 
 struct Plan {
@@ -75,7 +83,8 @@ struct Plan {
   std::int64_t global_batch_sequences = 0;
   Precision precision;
   Recompute recompute;
-  int communication_sms = 0;  ///< SMs that dispatch/combine kernels hold while they overlap computation
+  int communication_sms =
+      0;  ///< SMs that dispatch/combine kernels hold while they overlap computation
 
   /// Tokens of one micro-batch on one rank (the sequence is split over cp).
   std::int64_t micro_batch_tokens() const {
@@ -85,6 +94,8 @@ struct Plan {
   std::int64_t micro_batches() const {
     return global_batch_sequences / (micro_batch_sequences * parallelism.dp);
   }
+
+  friend bool operator==(const Plan&, const Plan&) = default;
 };
 
 }  // namespace orrery

@@ -1,6 +1,6 @@
 #pragma once
-// A Scenario is everything a simulation needs, read from a file that names a model, a cluster and a plan
-// (each inline or a path relative to the file).
+// A Scenario is everything a simulation needs, read from a file that names a model, a cluster and a
+// plan (each inline or a path relative to the file).
 
 #include <cstdint>
 #include <string>
@@ -26,15 +26,16 @@ struct Scenario {
 };
 
 /// Reads and checks a scenario file and everything it names. All problems of all files are reported
-/// together (InputError): unknown, duplicate and missing keys, wrong units, and impossible combinations
-/// with their arithmetic at the line of the offending key.
+/// together (InputError): unknown, duplicate and missing keys, wrong units, and impossible
+/// combinations with their arithmetic at the line of the offending key.
 Scenario read_scenario(const std::string& path);
 
 /// As read_scenario, from text; relative paths resolve against `directory`.
-Scenario read_scenario_text(std::string text, const std::string& name, const std::string& directory);
+Scenario read_scenario_text(std::string text, const std::string& name,
+                            const std::string& directory);
 
-/// The resolved scenario as YAML that reads back to the same scenario (defaults filled in; the profile by
-/// its path).
+/// The resolved scenario as YAML that reads back to the same scenario (defaults filled in; the
+/// profile by its path).
 std::string to_yaml(const Scenario& scenario);
 
 }  // namespace orrery

@@ -1,15 +1,15 @@
 #pragma once
-// A pipeline schedule is a pure function from (stages, micro-batches) to, per rank, a list of actions.
-// It knows nothing of time or bytes. One file per schedule in models/schedule/, each reading like its
-// paper's numbered steps.
+// A pipeline schedule is a pure function from (stages, micro-batches) to, per rank, a list of
+// actions. It knows nothing of time or bytes. One file per schedule in models/schedule/, each
+// reading like its paper's numbered steps.
 //
-// Vocabulary. A *model stage* (or stage) is a contiguous piece of the model; stage 0 holds the embedding,
-// stage S-1 the head. A rank holds one stage (GPipe, 1F1B, ZB-H1), v of them (interleaved: stage
-// c * P + r is chunk c of rank r), or two (ZB-V and DualPipeV: a V, stages r and 2P-1-r; DualPipe: stages
-// r and P-1-r, each stage thus on two ranks, because micro-batches run through the pipeline in two
-// directions).
-// F = forward; B = full backward (input and weights); B_input, B_weight = its halves; a pair (F, B) is
-// executed interleaved so that each hides the other's communication.
+// Vocabulary. A *model stage* (or stage) is a contiguous piece of the model; stage 0 holds the
+// embedding, stage S-1 the head. A rank holds one stage (GPipe, 1F1B, ZB-H1), v of them
+// (interleaved: stage c * P + r is chunk c of rank r), or two (ZB-V and DualPipeV: a V, stages r
+// and 2P-1-r; DualPipe: stages r and P-1-r, each stage thus on two ranks, because micro-batches run
+// through the pipeline in two directions). F = forward; B = full backward (input and weights);
+// B_input, B_weight = its halves; a pair (F, B) is executed interleaved so that each hides the
+// other's communication.
 
 #include <cstdint>
 #include <string>
@@ -19,13 +19,13 @@
 namespace orrery {
 
 enum class ScheduleKind : std::uint8_t {
-  gpipe,              ///< Huang et al. 2019, arXiv 1811.06965
-  one_f_one_b,        ///< PipeDream-flush / Megatron-LM, arXiv 2104.04473
-  interleaved_1f1b,   ///< Megatron-LM virtual stages, arXiv 2104.04473
-  zb_h1,              ///< Qi et al. 2024, arXiv 2401.10241; "ZB1P" in the DeepSeek-V3 report
-  zb_v,               ///< Qi et al. 2024, arXiv 2405.15362
-  dual_pipe,          ///< DeepSeek-V3 report 3.2.1, arXiv 2412.19437
-  dual_pipe_v,        ///< cut-in-half DualPipe: Sea AI Lab's note; deepseek-ai/DualPipe
+  gpipe,             ///< Huang et al. 2019, arXiv 1811.06965
+  one_f_one_b,       ///< PipeDream-flush / Megatron-LM, arXiv 2104.04473
+  interleaved_1f1b,  ///< Megatron-LM virtual stages, arXiv 2104.04473
+  zb_h1,             ///< Qi et al. 2024, arXiv 2401.10241; "ZB1P" in the DeepSeek-V3 report
+  zb_v,              ///< Qi et al. 2024, arXiv 2405.15362
+  dual_pipe,         ///< DeepSeek-V3 report 3.2.1, arXiv 2412.19437
+  dual_pipe_v,       ///< cut-in-half DualPipe: Sea AI Lab's note; deepseek-ai/DualPipe
 };
 
 enum class ActionKind : std::uint8_t {
@@ -50,11 +50,12 @@ struct Action {
 
 struct ScheduleShape {
   ScheduleKind kind{};
-  int ranks = 1;           ///< P: pipeline ranks
-  int chunks = 1;          ///< v: stages a rank holds (interleaved; 2 for zb_v, dual_pipe, dual_pipe_v)
-  int micro_batches = 1;   ///< M: micro-batches of one step through this pipeline, all directions
+  int ranks = 1;   ///< P: pipeline ranks
+  int chunks = 1;  ///< v: stages a rank holds (interleaved; 2 for zb_v, dual_pipe, dual_pipe_v)
+  int micro_batches = 1;  ///< M: micro-batches of one step through this pipeline, all directions
 
-  /// Distinct model stages: P for gpipe, 1f1b, zb_h1 and dual_pipe; v P for interleaved; 2 P for the V's.
+  /// Distinct model stages: P for gpipe, 1f1b, zb_h1 and dual_pipe; v P for interleaved; 2 P for
+  /// the V's.
   int stages() const;
 };
 
@@ -62,21 +63,22 @@ struct Schedule {
   ScheduleShape shape;
   std::vector<std::vector<Action>> actions;  ///< [rank] in issue order
 
-  /// The rank that runs `stage` for `micro_batch`. Only DualPipe's depends on the micro-batch: the first
-  /// half of them (0 .. M/2-1) runs down (rank = stage), the second half up (rank = P-1-stage).
+  /// The rank that runs `stage` for `micro_batch`. Only DualPipe's depends on the micro-batch: the
+  /// first half of them (0 .. M/2-1) runs down (rank = stage), the second half up (rank =
+  /// P-1-stage).
   int rank_of(int stage, int micro_batch) const;
 };
 
-/// Why this shape is impossible ("dual_pipe needs an even number of micro-batches of at least 2 x ranks:
-/// got 10 for 8 ranks"), or empty if it is possible.
+/// Why this shape is impossible ("dual_pipe needs an even number of micro-batches of at least 2 x
+/// ranks: got 10 for 8 ranks"), or empty if it is possible.
 std::string why_impossible(const ScheduleShape& shape);
 
 /// Builds the schedule. The shape must be possible.
 Schedule make_schedule(const ScheduleShape& shape);
 
-/// What is wrong with this schedule, or empty: each (stage, micro-batch) has exactly one F, one B or one
-/// (B_input then B_weight), each on rank_of(...), in an order that can be executed without deadlock when
-/// F(s, m) waits for F(s-1, m) and B(s, m) for B(s+1, m) and for F(s, m).
+/// What is wrong with this schedule, or empty: each (stage, micro-batch) has exactly one F, one B
+/// or one (B_input then B_weight), each on rank_of(...), in an order that can be executed without
+/// deadlock when F(s, m) waits for F(s-1, m) and B(s, m) for B(s+1, m) and for F(s, m).
 std::string why_invalid(const Schedule& schedule);
 
 /// Time of every kind of action, in any unit; communication is free.
@@ -84,11 +86,12 @@ struct ActionTimes {
   double forward = 1;
   double backward_input = 1;
   double backward_weight = 1;
-  double overlapped = 3;  ///< a whole pair F&B; a full backward takes backward_input + backward_weight
+  double overlapped =
+      3;  ///< a whole pair F&B; a full backward takes backward_input + backward_weight
 };
 
-/// Start of each action and the makespan when ranks run their actions in order as early as possible.
-/// For zb_v, interleaved and the V's the times are those of one chunk.
+/// Start of each action and the makespan when ranks run their actions in order as early as
+/// possible. For zb_v, interleaved and the V's the times are those of one chunk.
 struct AbstractTimes {
   std::vector<std::vector<double>> start;  ///< [rank][action]
   double makespan = 0;

@@ -11,18 +11,18 @@
 namespace orrery {
 
 struct StepOptions {
-  /// false: one rank per pipeline position stands for its symmetric peers (rank classes, multiplicity
-  /// R = tp cp dp). true: every rank of the world is simulated.
+  /// false: one rank per pipeline position stands for its symmetric peers (rank classes,
+  /// multiplicity R = tp cp dp). true: every rank of the world is simulated.
   bool all_ranks = false;
 };
 
 /// The whole step: static memory, the pipeline's cells in schedule order with their sends, gradient
-/// reduction, optimizer, parameter gathering. Simulated rank of (position p, slot i): p * R + i with all
-/// ranks, else p.
+/// reduction, optimizer, parameter gathering. Simulated rank of (position p, slot i): p * R + i
+/// with all ranks, else p.
 Program build_step(const Scenario& scenario, const StepOptions& options = {});
 
-/// One action of one pipeline position alone: inputs are there at time 0, nothing is sent. This is what a
-/// profile of a single chunk (such as DeepSeek's published trace) shows.
+/// One action of one pipeline position alone: inputs are there at time 0, nothing is sent. This is
+/// what a profile of a single chunk (such as DeepSeek's published trace) shows.
 Program build_cell(const Scenario& scenario, int position, const Action& action);
 
 /// Parameters of one stage on one rank, by who shares them.

@@ -15,6 +15,8 @@ struct LinkRate {
   double bandwidth_bytes_per_s = 0;
   double latency_s = 0;
   std::string source;
+
+  friend bool operator==(const LinkRate&, const LinkRate&) = default;
 };
 
 struct Cluster {
@@ -29,6 +31,8 @@ struct Cluster {
   std::string profile;  ///< path of the device profile, resolved against the cluster file
 
   std::int64_t gpus() const { return nodes * gpus_per_node; }
+
+  friend bool operator==(const Cluster&, const Cluster&) = default;
 };
 
 Cluster read_cluster(const Node& node, Problems& problems);

@@ -20,7 +20,7 @@ Price price(const Shape& shape, const Profile& profile, const Cluster& cluster) 
     int sms;
     const Profile& profile;
     const Cluster& cluster;
-    Price operator()(const Mark&) const { return {.source = PriceSource::measured}; }
+    Price operator()(const Mark&) const { return {0, PriceSource::measured, 0, false, ""}; }
     Price operator()(const Gemm& g) const { return price_gemm(g, sms, profile); }
     Price operator()(const AttentionCore& a) const { return price_attention(a, sms, profile); }
     Price operator()(const Streaming& s) const { return price_streaming(s, sms, profile); }

@@ -3,10 +3,12 @@
 // run that it is checked against. The files live in scenarios/profiles/ and are derived from public tables
 // by calibrate/ (which states the held-out error) or measured by `orrery calibrate`.
 
+#include <array>
 #include <cstdint>
 #include <map>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "sim/config.hpp"
@@ -26,6 +28,28 @@ struct Device {
   std::string source;
 };
 
+/// Where a point lies in the space that prices are interpolated in, and what is interpolated there.
+struct LogPosition {
+  std::array<double, 4> x{};  ///< natural logarithms of the dimensions
+  double residual = 0;        ///< ln(measured / skeleton)
+};
+
+/// Output tile of a GEMM kernel.
+struct GemmTile {
+  int m = 0;
+  int n = 0;
+};
+
+/// The skeleton that GEMM points are interpolated around (formula in gemm_price.cpp).
+struct GemmModel {
+  std::vector<GemmTile> tiles;              ///< what the library may choose from
+  double flops_per_s_per_sm = 0;            ///< inside the k loop, large tile
+  double operand_bytes_per_s_per_sm = 0;    ///< operands streamed to one SM
+  double tile_s = 0;                        ///< pipeline fill and drain of one tile
+  double launch_s = 0;                      ///< floor of one kernel
+  double bytes_per_s = 0;                   ///< achieved memory bandwidth, all SMs
+};
+
 /// One measured GEMM: `sms` the SMs it ran on.
 struct GemmPoint {
   std::int64_t groups = 1;
@@ -34,6 +58,7 @@ struct GemmPoint {
   std::int64_t k = 0;
   int sms = 0;
   double seconds = 0;
+  LogPosition at;  ///< filled by prepare()
 };
 
 /// Measured points of one kernel family, all comparable with each other.
@@ -44,7 +69,9 @@ struct GemmTable {
   Pass pass{};
   bool grouped = false;
   bool accumulate = false;  ///< D += A B with FP32 D
+  bool derived = false;     ///< the points are computed from other measurements, as `source` says
   double spread = 0;        ///< held-out relative error of the interpolation
+  GemmModel model;
   std::vector<GemmPoint> points;
 };
 
@@ -52,12 +79,25 @@ struct AttentionPoint {
   AttentionCore shape;
   int sms = 0;
   double seconds = 0;
+  LogPosition at;  ///< filled by prepare()
 };
 
+/// The skeleton that attention points are interpolated around (formula in attention_price.cpp).
+struct AttentionModel {
+  double flops_per_s_per_sm = 0;  ///< inside the loop over key blocks
+  double block_s = 0;             ///< prologue and epilogue of one 128-query block
+  double launch_s = 0;            ///< floor of one call
+};
+
+/// One number format and one direction; head dimensions and masks differ from point to point.
 struct AttentionTable {
   std::string id;
   std::string source;
+  NumberFormat inputs{};
+  bool backward = false;
+  bool derived = false;
   double spread = 0;
+  AttentionModel model;
   std::vector<AttentionPoint> points;
 };
 
@@ -65,6 +105,7 @@ struct AttentionTable {
 struct StreamingRate {
   double bytes_per_s = 0;
   double launch_s = 0;  ///< floor of one launch: what a kernel on a tiny tensor takes
+  bool derived = false;   ///< from another device or another kind, as `source` says
   double spread = 0;
   std::string id;
   std::string source;
@@ -77,12 +118,18 @@ struct Profile {
   double launch_gap_s = 0;  ///< between dependent kernels of one stream, added to every compute op's launch
   std::string launch_gap_source;
   /// Share of full memory bandwidth a streaming kernel reaches on a share of the SMs: points (sms, share).
+  /// Ascending; straight lines between, through (0, 0).
   std::vector<std::pair<int, double>> bandwidth_by_sms;
+  std::string bandwidth_by_sms_source;
   std::vector<GemmTable> gemms;
   std::vector<AttentionTable> attention;
   std::map<StreamingKind, StreamingRate> streaming;
   ExchangeTable exchange;
 };
+
+/// Fills in what pricing looks up (LogPosition of every point). read_profile calls it; whoever builds a
+/// Profile in memory calls it once all fields are set.
+void prepare(Profile& profile);
 
 /// Reads scenarios/profiles/*.yaml. Every table must cite its source; problems are located.
 Profile read_profile(const Node& node, Problems& problems);

@@ -522,7 +522,7 @@ void ProgramBuilder::throw_cycle(const std::vector<std::uint32_t>& unit_of,
     std::string text = "deadlock: these operations wait for each other";
     for (const Edge& e : cycle) {
       const std::string why = e.stream == kNone
-                                  ? std::string("needs its result")
+                                  ? std::string("it needs the result of")
                                   : "is before it on " + describe_stream(StreamId(e.stream));
       text += fmt::format("\n  #{} {} waits for #{} {}, which ", e.to, program_.name(OpId(e.to)),
                           e.from, program_.name(OpId(e.from)));

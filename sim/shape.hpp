@@ -143,6 +143,8 @@ double flops_of(const Shape& shape);
 
 /// Bytes read from and written to the GPU's memory when each operand is touched once.
 double bytes_of(const Shape& shape);
+double bytes_of(const Gemm& gemm);
+double bytes_of(const AttentionCore& core);
 
 /// "GEMM fp8_block 4096x24576x1536 on 112 SMs" (without the label).
 std::string describe(const Shape& shape);

@@ -1,0 +1,112 @@
+#include "models/layout.hpp"
+
+#include <algorithm>
+
+#include "sim/check.hpp"
+
+namespace orrery {
+namespace {
+
+/// Every kind of group is a comb over the slots: `extent` members, `stride` apart. `stride` combs
+/// interleave in a block of stride * extent consecutive slots, and blocks follow one another.
+struct Comb {
+  std::int64_t stride;
+  std::int64_t extent;
+};
+
+Comb comb_of(GroupKind kind, const Parallelism& p) {
+  const std::int64_t slots = p.ranks_per_position();
+  const std::int64_t expert_block = p.expert_tp * p.ep;
+  switch (kind) {
+    case GroupKind::tensor:
+      return {1, p.tp};
+    case GroupKind::context:
+      return {p.tp, p.cp};
+    case GroupKind::data:
+      return {p.tp, p.cp * p.dp};
+    case GroupKind::expert:
+      return {p.expert_tp, p.ep};
+    case GroupKind::expert_tensor:
+      return {1, p.expert_tp};
+    case GroupKind::expert_data:
+      return {expert_block, slots / expert_block};
+    case GroupKind::position:
+      return {1, slots};
+  }
+  ORRERY_CHECK(false, "unknown group kind {}", static_cast<int>(kind));
+  return {};
+}
+
+}  // namespace
+
+Layout::Layout(const Parallelism& parallelism, std::int64_t gpus_per_node)
+    : parallelism_(parallelism),
+      gpus_per_node_(gpus_per_node),
+      slots_(parallelism.ranks_per_position()) {
+  ORRERY_CHECK(gpus_per_node >= 1, "{} GPUs per node", gpus_per_node);
+  const Parallelism& p = parallelism_;
+  ORRERY_CHECK(p.tp >= 1 && p.cp >= 1 && p.pp >= 1 && p.dp >= 1 && p.ep >= 1 && p.expert_tp >= 1,
+               "degrees tp {} cp {} pp {} dp {} ep {} expert_tp {}", p.tp, p.cp, p.pp, p.dp, p.ep,
+               p.expert_tp);
+  ORRERY_CHECK(slots_ % (p.ep * p.expert_tp) == 0, "ep {} x expert_tp {} does not divide {} slots",
+               p.ep, p.expert_tp, slots_);
+}
+
+Coordinates Layout::coordinates(std::int64_t rank) const {
+  ORRERY_CHECK(0 <= rank && rank < world(), "rank {} of {}", rank, world());
+  const Parallelism& p = parallelism_;
+  const std::int64_t slot = rank % slots_;
+  Coordinates c;
+  c.pp = rank / slots_;
+  c.tp = slot % p.tp;
+  c.cp = slot / p.tp % p.cp;
+  c.dp = slot / (p.tp * p.cp);
+  c.expert_tp = slot % p.expert_tp;
+  c.ep = slot / p.expert_tp % p.ep;
+  c.expert_dp = slot / (p.expert_tp * p.ep);
+  return c;
+}
+
+std::int64_t Layout::group_size(GroupKind kind) const {
+  return comb_of(kind, parallelism_).extent;
+}
+
+std::int64_t Layout::group_of(GroupKind kind, std::int64_t slot) const {
+  ORRERY_CHECK(0 <= slot && slot < slots_, "slot {} of {}", slot, slots_);
+  const Comb comb = comb_of(kind, parallelism_);
+  return slot / (comb.stride * comb.extent) * comb.stride + slot % comb.stride;
+}
+
+std::vector<std::int64_t> Layout::members(GroupKind kind, std::int64_t group) const {
+  ORRERY_CHECK(0 <= group && group < group_count(kind), "group {} of {}", group, group_count(kind));
+  const Comb comb = comb_of(kind, parallelism_);
+  const std::int64_t first = group / comb.stride * comb.stride * comb.extent + group % comb.stride;
+  std::vector<std::int64_t> slots(static_cast<std::size_t>(comb.extent));
+  for (std::size_t i = 0; i < slots.size(); ++i) {
+    slots[i] = first + static_cast<std::int64_t>(i) * comb.stride;
+  }
+  return slots;
+}
+
+std::int64_t Layout::members_per_node(GroupKind kind) const {
+  std::int64_t most = 0;
+  for (std::int64_t group = 0; group < group_count(kind); ++group) {
+    std::int64_t current_node = -1;
+    std::int64_t here = 0;
+    for (const std::int64_t slot : members(kind, group)) {  // ascending, so a node's members adjoin
+      if (node(slot) != current_node) here = 0;
+      current_node = node(slot);
+      most = std::max(most, ++here);
+    }
+  }
+  return most;
+}
+
+bool Layout::same_node(std::int64_t position_a, std::int64_t position_b) const {
+  for (std::int64_t slot = 0; slot < slots_; ++slot) {
+    if (node(rank(position_a, slot)) != node(rank(position_b, slot))) return false;
+  }
+  return true;
+}
+
+}  // namespace orrery

@@ -1,0 +1,812 @@
+#include "models/scenario.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <initializer_list>
+#include <limits>
+#include <numeric>
+#include <string_view>
+#include <system_error>
+#include <utility>
+
+namespace orrery {
+namespace {
+
+namespace fs = std::filesystem;
+
+// Bounds that keep every product of a plan's numbers inside int64 and a simulation inside a
+// machine.
+constexpr std::int64_t kMaxGpus = 1 << 20;
+constexpr std::int64_t kMaxSequenceLength = std::int64_t{16} << 20;
+constexpr std::int64_t kMaxMicroBatchTokens = std::int64_t{1} << 28;
+constexpr std::int64_t kMaxGlobalBatch = std::int64_t{1} << 32;
+constexpr std::int64_t kMaxMicroBatches = 1 << 20;
+constexpr std::int64_t kMaxActions = 1 << 24;  // stages x micro-batches
+constexpr std::int64_t kMaxVirtualStages = 1024;
+
+using FormatWords = std::initializer_list<std::pair<std::string_view, NumberFormat>>;
+
+const FormatWords kLinearFormats = {{"bf16", NumberFormat::bf16},
+                                    {"fp8_tensor", NumberFormat::fp8_tensor},
+                                    {"fp8_block", NumberFormat::fp8_block}};
+const FormatWords kStoredFormats = {{"fp32", NumberFormat::fp32},
+                                    {"bf16", NumberFormat::bf16},
+                                    {"fp8_tensor", NumberFormat::fp8_tensor},
+                                    {"fp8_block", NumberFormat::fp8_block},
+                                    {"e5m6", NumberFormat::e5m6}};
+const std::initializer_list<std::pair<std::string_view, std::int64_t>> kStateBytes = {
+    {"fp32", 4}, {"bf16", 2}, {"fp8", 1}, {"none", 0}};
+const std::initializer_list<std::pair<std::string_view, PrecisionKind>> kRecipes = {
+    {"bf16", PrecisionKind::bf16},
+    {"fp8_tensor", PrecisionKind::fp8_tensor},
+    {"fp8_deepseek", PrecisionKind::fp8_deepseek}};
+const std::initializer_list<std::pair<std::string_view, ScheduleKind>> kSchedules = {
+    {"gpipe", ScheduleKind::gpipe},
+    {"1f1b", ScheduleKind::one_f_one_b},
+    {"interleaved_1f1b", ScheduleKind::interleaved_1f1b},
+    {"zb_h1", ScheduleKind::zb_h1},
+    {"zb_v", ScheduleKind::zb_v},
+    {"dual_pipe", ScheduleKind::dual_pipe},
+    {"dual_pipe_v", ScheduleKind::dual_pipe_v}};
+
+struct RecomputeWord {
+  std::string_view word;
+  bool Recompute::*what;
+};
+constexpr RecomputeWord kRecomputeParts[] = {{"norms", &Recompute::norms},
+                                             {"mla_up_projection", &Recompute::mla_up_projection},
+                                             {"activation", &Recompute::activation},
+                                             {"attention_core", &Recompute::attention_core}};
+
+template <class E>
+std::string_view word_for(std::initializer_list<std::pair<std::string_view, E>> words, E value) {
+  for (const auto& [word, meaning] : words) {
+    if (meaning == value) return word;
+  }
+  return words.begin()->first;
+}
+
+std::string in_quotes(std::string_view text) {
+  std::string out = "\"";
+  for (const char c : text) {
+    if (c == '"' || c == '\\') {
+      out += '\\';
+      out += c;
+    } else if (static_cast<unsigned char>(c) < 0x20 || c == 0x7F) {
+      out += fmt::format("\\x{:02x}", static_cast<unsigned>(c));
+    } else {
+      out += c;
+    }
+  }
+  return out + '"';
+}
+
+bool is_fp8(NumberFormat format) {
+  return format == NumberFormat::fp8_tensor || format == NumberFormat::fp8_block;
+}
+
+/// The value of a key where there is one to point at, else the map that lacks it.
+Node where(MapReader& reader, std::string_view key) {
+  const Node value = reader.at(key);
+  return value.at().file.empty() ? reader.node() : value;
+}
+
+/// Reads the `plan` map. Values are read in read_...(), each part noting whether it can be relied
+/// on; then check_...() compares the parts that can with one another and with model, cluster and
+/// device.
+class PlanReader {
+ public:
+  /// `model`, `cluster` and `device` may be null: then they had problems, and what depends on them
+  /// is not checked.
+  PlanReader(const Node& node, const Model* model, const Cluster* cluster, const Device* device,
+             Problems& problems, std::vector<std::string>& notes)
+      : reader_(node, problems, "plan"),
+        layout_reader_(reader_.require("layout"), problems, "plan.layout"),
+        model_(model),
+        cluster_(cluster),
+        device_(device),
+        problems_(problems),
+        notes_(notes) {}
+
+  Plan read() {
+    if (reader_.node().kind() != Node::Kind::map) return plan_;
+    layout_ok_ =
+        layout_reader_.node().kind() == Node::Kind::map && without_problems([&] { read_layout(); });
+    schedule_ok_ = without_problems([&] { read_schedule(); });
+    batch_ok_ = without_problems([&] { read_batch(); });
+    read_precision();
+    read_recompute();
+    read_communication_sms();
+    const bool stage_keys_ok = without_problems([&] { read_stage_keys(); });
+    reader_.finish();
+
+    layout_ok_ = layout_ok_ && cluster_ != nullptr && without_problems([&] { check_world(); });
+    if (layout_ok_) layout_ok_ = without_problems([&] { check_expert_block(); });
+    if (layout_ok_ && model_ != nullptr) check_split_of_model();
+    if (batch_ok_) batch_ok_ = without_problems([&] { check_tokens(); });
+    if (batch_ok_ && layout_ok_) batch_ok_ = without_problems([&] { check_batch(); });
+    if (batch_ok_ && layout_ok_) check_sequence_split();
+    if (batch_ok_ && layout_ok_ && schedule_ok_) check_schedule();
+    if (layout_ok_ && schedule_ok_ && stage_keys_ok && model_ != nullptr) fill_stages();
+    return plan_;
+  }
+
+ private:
+  template <class Step>
+  bool without_problems(Step&& step) {
+    const std::size_t before = problems_.size();
+    step();
+    return problems_.size() == before;
+  }
+
+  void note(std::string text) { notes_.push_back(std::move(text)); }
+
+  // --- reading -----------------------------------------------------------------------------------
+
+  void read_layout() {
+    Parallelism& p = plan_.parallelism;
+    const auto degree = [&](std::string_view key) {
+      return layout_reader_.integer_or(key, 1, 1, kMaxGpus);
+    };
+    p.tp = degree("tp");
+    p.cp = degree("cp");
+    p.pp = degree("pp");
+    p.ep = degree("ep");
+    p.expert_tp = degree("expert_tp");
+    dp_given_ = layout_reader_.has("dp");
+    p.dp = degree("dp");
+    p.zero_stage = static_cast<int>(layout_reader_.integer_or("zero", 1, 0, 3));
+    p.sequence_parallel = layout_reader_.flag_or("sequence_parallel", true);
+    layout_reader_.finish();
+    if (p.zero_stage == 3 && p.pp > 1) {
+      note(fmt::format("zero 3 with pp {}: parameters are gathered again for every micro-batch",
+                       p.pp));
+    }
+  }
+
+  void read_schedule() {
+    plan_.schedule = reader_.choice<ScheduleKind>("schedule", kSchedules);
+    switch (plan_.schedule) {
+      case ScheduleKind::interleaved_1f1b:
+        plan_.chunks = static_cast<int>(reader_.integer("virtual_stages", 2, kMaxVirtualStages));
+        return;
+      case ScheduleKind::zb_v:
+      case ScheduleKind::dual_pipe:
+      case ScheduleKind::dual_pipe_v:
+        plan_.chunks = 2;
+        break;
+      case ScheduleKind::gpipe:
+      case ScheduleKind::one_f_one_b:
+      case ScheduleKind::zb_h1:
+        plan_.chunks = 1;
+        break;
+    }
+    if (reader_.has("virtual_stages")) {
+      problems_.add(
+          where(reader_, "virtual_stages"),
+          fmt::format("virtual_stages is a choice of interleaved_1f1b only; {} has {} "
+                      "stage{} per rank",
+                      name_of(plan_.schedule), plan_.chunks, plan_.chunks == 1 ? "" : "s"),
+          "remove the key");
+    }
+  }
+
+  void read_batch() {
+    plan_.sequence_length = reader_.integer("sequence_length", 1, kMaxSequenceLength);
+    plan_.micro_batch_sequences = reader_.integer_or("micro_batch", 1, 1, kMaxMicroBatchTokens);
+    plan_.global_batch_sequences = reader_.integer("global_batch", 1, kMaxGlobalBatch);
+  }
+
+  void read_precision() {
+    Precision& p = plan_.precision;
+    if (reader_.at("precision").kind() != Node::Kind::map) {
+      p = make_precision(reader_.choice<PrecisionKind>("precision", kRecipes));
+    } else {
+      MapReader map(reader_.at("precision"), problems_, "plan.precision");
+      p = make_precision(map.choice<PrecisionKind>("recipe", kRecipes));
+      p.linear = map.choice_or("linear", p.linear, kLinearFormats);
+      p.saved = map.choice_or("saved", p.saved, kStoredFormats);
+      p.saved_attention = map.choice_or("saved_attention", p.saved_attention, kStoredFormats);
+      p.dispatch = map.choice_or("dispatch", p.dispatch, kLinearFormats);
+      p.combine = map.choice_or("combine", p.combine, kLinearFormats);
+      p.parameter_bytes = map.choice_or<std::int64_t>("parameters", p.parameter_bytes,
+                                                      {{"fp32", 4}, {"bf16", 2}, {"fp8", 1}});
+      p.gradient_bytes =
+          map.choice_or<std::int64_t>("gradients", p.gradient_bytes, {{"fp32", 4}, {"bf16", 2}});
+      p.gradient_sync_bytes = map.choice_or<std::int64_t>("gradient_sync", p.gradient_sync_bytes,
+                                                          {{"fp32", 4}, {"bf16", 2}});
+      p.master_bytes = map.choice_or<std::int64_t>("master", p.master_bytes,
+                                                   {{"fp32", 4}, {"bf16", 2}, {"none", 0}});
+      p.moment_bytes = 2 * map.choice_or<std::int64_t>("moments", p.moment_bytes / 2,
+                                                       {{"fp32", 4}, {"bf16", 2}, {"fp8", 1}});
+      map.finish();
+    }
+    if (device_ != nullptr && is_fp8(p.linear) && device_->fp8_flops_per_s == 0) {
+      problems_.add(
+          where(reader_, "precision"),
+          fmt::format("{} has no FP8 arithmetic, which the linear layers of this precision "
+                      "need",
+                      device_->name),
+          "precision: bf16 would run");
+    }
+  }
+
+  void read_recompute() {
+    Recompute& r = plan_.recompute;
+    const Node value = reader_.at("recompute");
+    if (value.kind() == Node::Kind::sequence) {
+      for (std::size_t i = 0; i < value.size(); ++i) read_recompute_part(value[i]);
+    } else if (reader_.has("recompute")) {
+      enum class Preset { none, selective, full, deepseek };
+      switch (reader_.choice<Preset>("recompute", {{"none", Preset::none},
+                                                   {"selective", Preset::selective},
+                                                   {"full", Preset::full},
+                                                   {"deepseek", Preset::deepseek}})) {
+        case Preset::none:
+          break;
+        case Preset::selective:  // Korthikanti et al. 2022, arXiv 2205.05198, section 5
+          r.attention_core = true;
+          break;
+        case Preset::full:
+          r.full = true;
+          break;
+        case Preset::deepseek:  // V3 report 3.2.3
+          r.norms = r.mla_up_projection = r.activation = true;
+          break;
+      }
+    }
+    if (r.mla_up_projection && model_ != nullptr && !model_->attention.mla) {
+      problems_.add(
+          where(reader_, "recompute"),
+          fmt::format("mla_up_projection cannot be recomputed: {} has no latent attention",
+                      model_->name));
+    }
+  }
+
+  void read_recompute_part(const Node& node) {
+    std::vector<std::string> words;
+    for (const RecomputeWord& part : kRecomputeParts) {
+      if (node.kind() == Node::Kind::scalar && node.text() == part.word) {
+        plan_.recompute.*part.what = true;
+        return;
+      }
+      words.emplace_back(part.word);
+    }
+    std::string hint;
+    if (node.kind() == Node::Kind::scalar) {
+      if (const auto near = nearest(node.text(), words))
+        hint = fmt::format("did you mean '{}'?", *near);
+    }
+    problems_.add(
+        node, fmt::format("an element of 'recompute' must be one of {}", fmt::join(words, ", ")),
+        hint);
+  }
+
+  void read_communication_sms() {
+    plan_.communication_sms =
+        static_cast<int>(reader_.integer_or("communication_sms", 0, 0, 1 << 16));
+    if (device_ != nullptr && plan_.communication_sms >= device_->sms) {
+      problems_.add(where(reader_, "communication_sms"),
+                    fmt::format("communication_sms {} leaves no SM to compute: {} has {}",
+                                plan_.communication_sms, device_->name, device_->sms));
+    }
+  }
+
+  void read_stage_keys() {
+    if (reader_.has("layers_per_stage")) {
+      layers_per_stage_ = reader_.integers("layers_per_stage", 0, kMaxGpus);
+    }
+    if (reader_.has("mtp_stage")) mtp_stage_ = reader_.integer("mtp_stage", 0, kMaxGpus);
+  }
+
+  // --- checking ----------------------------------------------------------------------------------
+
+  /// tp x cp x pp x dp against the cluster; fills in dp where it was left out.
+  void check_world() {
+    Parallelism& p = plan_.parallelism;
+    const std::int64_t gpus = cluster_->gpus();
+    std::int64_t model_copy = 1;  // GPUs of one; bounded before each product
+    for (const std::int64_t degree : {p.tp, p.cp, p.pp}) {
+      if (model_copy <= kMaxGpus) model_copy *= degree;
+    }
+    if (model_copy > kMaxGpus) {
+      problems_.add(
+          layout_reader_.node(),
+          fmt::format("tp x cp x pp = {} x {} x {} is more than {} GPUs, cluster {} has {}", p.tp,
+                      p.cp, p.pp, kMaxGpus, cluster_->name, gpus));
+      return;
+    }
+    if (!dp_given_) {
+      if (gpus % model_copy != 0) {
+        problems_.add(
+            layout_reader_.node(),
+            fmt::format("no dp uses all GPUs of cluster {}: {} / (tp x cp x pp = {} x {} x {} = "
+                        "{}) is not a whole number",
+                        cluster_->name, gpus, p.tp, p.cp, p.pp, model_copy),
+            "give dp to use fewer GPUs, or change a degree");
+        return;
+      }
+      p.dp = gpus / model_copy;
+    }
+    const std::int64_t world = model_copy * p.dp;  // at most 2^40
+    if (world > gpus || world > kMaxGpus) {
+      std::string hint;
+      if (gpus >= model_copy) {
+        hint = fmt::format("dp: {} is the most that fits", gpus / model_copy);
+      }
+      problems_.add(
+          layout_reader_.node(),
+          fmt::format(
+              "layout needs tp x cp x pp x dp = {} x {} x {} x {} = {} GPUs, cluster {} has {}",
+              p.tp, p.cp, p.pp, p.dp, world, cluster_->name, gpus),
+          hint);
+    } else if (world < gpus) {
+      note(fmt::format("the layout uses {} of the {} GPUs of cluster {}", world, gpus,
+                       cluster_->name));
+    }
+  }
+
+  void check_expert_block() {
+    const Parallelism& p = plan_.parallelism;
+    const std::int64_t slots = p.ranks_per_position();
+    const std::int64_t block = p.ep * p.expert_tp;  // at most 2^40
+    if (slots % block != 0) {
+      problems_.add(
+          where(layout_reader_, p.ep > 1 ? "ep" : "expert_tp"),
+          fmt::format("ep x expert_tp = {} x {} = {} does not divide the tp x cp x dp = {} x {} "
+                      "x {} = {} GPUs of a pipeline position",
+                      p.ep, p.expert_tp, block, p.tp, p.cp, p.dp, slots));
+    }
+  }
+
+  void must_divide(std::string_view key, std::int64_t degree, std::int64_t whole,
+                   std::string_view what) {
+    if (whole % degree == 0) return;
+    problems_.add(where(layout_reader_, key), fmt::format("{} {} does not divide the {} {} of {}",
+                                                          key, degree, whole, what, model_->name));
+  }
+
+  void check_split_of_model() {
+    const Parallelism& p = plan_.parallelism;
+    const Attention& attention = model_->attention;
+    must_divide("tp", p.tp, attention.heads, "heads");
+    if (!attention.mla && p.tp > attention.kv_heads && p.tp % attention.kv_heads == 0) {
+      note(fmt::format("tp {} is more than the {} key-value heads of {}: each is kept {} times",
+                       p.tp, attention.kv_heads, model_->name, p.tp / attention.kv_heads));
+    } else if (!attention.mla) {
+      must_divide("tp", p.tp, attention.kv_heads, "key-value heads");
+    }
+    if (model_->moe_layers() < model_->layers) {
+      must_divide("tp", p.tp, model_->intermediate, "columns of the feed-forward layers");
+    }
+    if (model_->vocabulary % p.tp != 0) {
+      note(fmt::format("tp {} does not divide the vocabulary of {} ({}): it is padded", p.tp,
+                       model_->name, model_->vocabulary));
+    }
+    if (!model_->moe) {
+      for (const auto& [key, degree] :
+           {std::pair<std::string_view, std::int64_t>{"ep", p.ep}, {"expert_tp", p.expert_tp}}) {
+        if (degree > 1) {
+          problems_.add(where(layout_reader_, key),
+                        fmt::format("{} {} needs a model with experts, {} has none", key, degree,
+                                    model_->name));
+        }
+      }
+      return;
+    }
+    const Moe& moe = *model_->moe;
+    must_divide("ep", p.ep, moe.routed_experts, "routed experts");
+    must_divide("expert_tp", p.expert_tp, moe.expert_intermediate, "columns of an expert");
+    if (moe.shared_experts > 0) {
+      must_divide("tp", p.tp, moe.shared_intermediate, "columns of the shared experts");
+    }
+    note_group_limit();
+  }
+
+  /// Group-limited routing bounds the nodes a token goes to only if groups of experts are nodes.
+  void note_group_limit() {
+    const Parallelism& p = plan_.parallelism;
+    const Moe& moe = *model_->moe;
+    if (cluster_ == nullptr || moe.group_limit >= moe.groups) return;
+    const std::int64_t ranks = p.ep * p.expert_tp;
+    const std::int64_t nodes = (ranks + cluster_->gpus_per_node - 1) / cluster_->gpus_per_node;
+    if (nodes <= 1 || nodes == moe.groups) return;
+    note(fmt::format(
+        "{} routes to {} of {} expert groups, but ep {} spans {} nodes: a token's nodes are "
+        "not bounded by its groups alone",
+        model_->name, moe.group_limit, moe.groups, p.ep, nodes));
+  }
+
+  void check_tokens() {
+    const std::int64_t tokens = plan_.micro_batch_sequences * plan_.sequence_length;  // <= 2^52
+    if (tokens > kMaxMicroBatchTokens) {
+      problems_.add(where(reader_, "micro_batch"),
+                    fmt::format("micro_batch x sequence_length = {} x {} = {} tokens, more than {}",
+                                plan_.micro_batch_sequences, plan_.sequence_length, tokens,
+                                kMaxMicroBatchTokens));
+    }
+    if (model_ != nullptr && model_->max_positions > 0 &&
+        plan_.sequence_length > model_->max_positions) {
+      note(fmt::format("sequence_length {} is beyond the {} positions {} was made for",
+                       plan_.sequence_length, model_->max_positions, model_->name));
+    }
+  }
+
+  void check_batch() {
+    const std::int64_t dp = plan_.parallelism.dp;
+    const std::int64_t unit = plan_.micro_batch_sequences * dp;  // <= 2^48
+    const std::int64_t global = plan_.global_batch_sequences;
+    const std::int64_t count = global / unit;
+    if (global % unit != 0) {
+      problems_.add(
+          where(reader_, "global_batch"),
+          fmt::format("global_batch {} is not a whole number of micro-batches: micro_batch x dp "
+                      "= {} x {} = {}, and {} = {} x {} + {}",
+                      global, plan_.micro_batch_sequences, dp, unit, global, count, unit,
+                      global % unit),
+          count == 0
+              ? fmt::format("global_batch: {} would be", unit)
+              : fmt::format("global_batch: {} or {} would be", count * unit, (count + 1) * unit));
+    } else if (count > kMaxMicroBatches) {
+      problems_.add(
+          where(reader_, "global_batch"),
+          fmt::format("global_batch / (micro_batch x dp) = {} / ({} x {}) = {} micro-batches, "
+                      "more than {}",
+                      global, plan_.micro_batch_sequences, dp, count, kMaxMicroBatches));
+    }
+  }
+
+  /// cp splits a sequence into 2 cp pieces, an early and a late one for each rank, so that causal
+  /// attention is balanced; with sequence parallelism tp splits what cp leaves.
+  void check_sequence_split() {
+    const Parallelism& p = plan_.parallelism;
+    const std::int64_t length = plan_.sequence_length;
+    if (p.cp > 1 && length % (2 * p.cp) != 0) {
+      problems_.add(where(layout_reader_, "cp"),
+                    fmt::format("cp {} needs a sequence_length that 2 x cp = {} divides, got {}",
+                                p.cp, 2 * p.cp, length));
+    } else if (p.sequence_parallel && p.tp > 1 && length % (p.cp * p.tp) != 0) {
+      problems_.add(
+          where(layout_reader_, "tp"),
+          fmt::format("sequence parallelism needs a sequence_length that cp x tp = {} x {} = {} "
+                      "divides, got {}",
+                      p.cp, p.tp, p.cp * p.tp, length));
+    }
+  }
+
+  ScheduleShape shape() const {
+    ScheduleShape shape;
+    shape.kind = plan_.schedule;
+    shape.ranks = static_cast<int>(plan_.parallelism.pp);
+    shape.chunks = plan_.chunks;
+    shape.micro_batches = static_cast<int>(plan_.micro_batches());
+    return shape;
+  }
+
+  void check_schedule() {
+    const ScheduleShape wanted = shape();
+    const std::string why = why_impossible(wanted);
+    if (!why.empty()) problems_.add(where(reader_, "schedule"), why);
+    const std::int64_t actions = std::int64_t{wanted.stages()} * wanted.micro_batches;
+    if (actions > kMaxActions) {
+      problems_.add(
+          where(reader_, "schedule"),
+          fmt::format("{} stages x {} micro-batches = {} is more than can be simulated ({})",
+                      wanted.stages(), wanted.micro_batches, actions, kMaxActions));
+    }
+  }
+
+  /// Which layers each stage holds, and where embedding, head and MTP modules are.
+  void fill_stages() {
+    const std::int64_t stages = stage_count();
+    const std::string what =
+        fmt::format("{} on {} pipeline rank{}", name_of(plan_.schedule), plan_.parallelism.pp,
+                    plan_.parallelism.pp == 1 ? "" : "s");
+    if (!reader_.has("layers_per_stage")) {
+      if (stages > model_->layers) {
+        problems_.add(where(layout_reader_, "pp"),
+                      fmt::format("{} has {} stages, {} has only {} layers", what, stages,
+                                  model_->name, model_->layers));
+        return;
+      }
+      split_evenly(stages);
+    } else if (static_cast<std::int64_t>(layers_per_stage_.size()) != stages) {
+      problems_.add(where(reader_, "layers_per_stage"),
+                    fmt::format("layers_per_stage has {} entries, {} has {} stages",
+                                layers_per_stage_.size(), what, stages));
+      return;
+    }
+    const std::int64_t sum =
+        std::accumulate(layers_per_stage_.begin(), layers_per_stage_.end(), std::int64_t{0});
+    if (sum != model_->layers) {
+      problems_.add(where(reader_, "layers_per_stage"),
+                    fmt::format("layers_per_stage adds up to {}, {} has {} layers", sum,
+                                model_->name, model_->layers));
+      return;
+    }
+    if (mtp_stage_ >= stages) {
+      problems_.add(where(reader_, "mtp_stage"),
+                    fmt::format("mtp_stage {} does not exist: {} has stages 0 to {}", mtp_stage_,
+                                what, stages - 1));
+      return;
+    }
+    if (mtp_stage_ >= 0 && model_->mtp_modules == 0) {
+      problems_.add(where(reader_, "mtp_stage"),
+                    fmt::format("mtp_stage is given, but {} has no MTP modules", model_->name),
+                    "remove the key");
+      return;
+    }
+    const std::int64_t mtp_stage = mtp_stage_ >= 0 ? mtp_stage_ : stages - 1;
+    std::int64_t next_layer = 0;
+    for (std::int64_t s = 0; s < stages; ++s) {
+      StageContents stage;
+      stage.first_layer = next_layer;
+      stage.layers = layers_per_stage_[static_cast<std::size_t>(s)];
+      stage.embedding = s == 0;
+      stage.head = s == stages - 1;
+      stage.mtp_modules = s == mtp_stage ? model_->mtp_modules : 0;
+      next_layer += stage.layers;
+      if (stage.layers == 0 && !stage.embedding && !stage.head && stage.mtp_modules == 0) {
+        problems_.add(
+            where(reader_, "layers_per_stage"),
+            fmt::format("stage {} would hold nothing: only a stage with embedding, head or MTP "
+                        "modules can have 0 layers",
+                        s));
+      }
+      plan_.stages.push_back(stage);
+    }
+  }
+
+  std::int64_t stage_count() const {
+    ScheduleShape without_batch;
+    without_batch.kind = plan_.schedule;
+    without_batch.ranks = static_cast<int>(plan_.parallelism.pp);
+    without_batch.chunks = plan_.chunks;
+    return without_batch.stages();
+  }
+
+  /// The first layers % stages stages get one layer more, so that the last, with the head, has
+  /// fewer.
+  void split_evenly(std::int64_t stages) {
+    const std::int64_t fewer = model_->layers / stages;
+    const std::int64_t longer_stages = model_->layers % stages;
+    layers_per_stage_.assign(static_cast<std::size_t>(stages), fewer);
+    for (std::size_t s = 0; s < static_cast<std::size_t>(longer_stages); ++s)
+      ++layers_per_stage_[s];
+    if (longer_stages > 0) {
+      note(fmt::format("{} layers over {} stages: {} on the first {}, {} on the other {}",
+                       model_->layers, stages, fewer + 1, longer_stages, fewer,
+                       stages - longer_stages));
+    }
+  }
+
+  MapReader reader_;
+  MapReader layout_reader_;
+  const Model* model_;
+  const Cluster* cluster_;
+  const Device* device_;
+  Problems& problems_;
+  std::vector<std::string>& notes_;
+
+  Plan plan_;
+  std::vector<std::int64_t> layers_per_stage_;
+  std::int64_t mtp_stage_ = -1;
+  bool dp_given_ = false;
+  bool layout_ok_ = false;
+  bool schedule_ok_ = false;
+  bool batch_ok_ = false;
+};
+
+// --- the files a scenario names
+// ---------------------------------------------------------------------
+
+std::string resolve(const fs::path& directory, const std::string& path) {
+  return (directory / path).lexically_normal().string();  // an absolute path replaces the directory
+}
+
+/// Opens the file that `node` names; says at `node` if there is none.
+Node read_named(const Node& node, std::string_view what, const fs::path& directory,
+                Problems& problems) {
+  const std::string path = resolve(directory, node.text());
+  std::error_code ignored;
+  if (fs::is_regular_file(path, ignored)) return read_document(path, problems);
+  std::vector<std::string> siblings;
+  for (fs::directory_iterator it(fs::path(path).parent_path(), ignored), end; !ignored && it != end;
+       it.increment(ignored)) {
+    siblings.push_back(
+        (fs::path(node.text()).parent_path() / it->path().filename()).generic_string());
+  }
+  std::sort(siblings.begin(), siblings.end());
+  const auto near = nearest(node.text(), siblings);
+  problems.add(node, fmt::format("there is no {} file '{}'", what, path),
+               near ? fmt::format("did you mean '{}'?", *near) : "");
+  return {};
+}
+
+/// The map under `key`, or the document at the path given in its place; unlocated if there is
+/// neither.
+Node inline_or_named(MapReader& reader, std::string_view key, const fs::path& directory,
+                     Problems& problems) {
+  const Node value = reader.require(key);
+  if (value.kind() == Node::Kind::scalar) return read_named(value, key, directory, problems);
+  return value;
+}
+
+bool is_located(const Node& node) {
+  return !node.at().file.empty();
+}
+
+/// The scenario's own profile, or else the cluster's.
+Profile read_device_profile(MapReader& reader, const Node& cluster_node, Cluster& cluster,
+                            const fs::path& directory, Problems& problems) {
+  Node document;
+  if (reader.has("profile")) {
+    const std::string path = reader.text("profile");
+    if (path.empty()) return {};
+    cluster.profile = resolve(directory, path);
+    document = read_named(reader.at("profile"), "profile", directory, problems);
+  } else if (!cluster.profile.empty()) {
+    const Node named = cluster_node.find("profile").value_or(cluster_node);
+    if (named.kind() != Node::Kind::scalar) return {};
+    const fs::path from = fs::path(cluster_node.at().file).parent_path();
+    document = read_named(named, "profile", from, problems);
+  } else if (is_located(cluster_node)) {
+    problems.add(reader.node(),
+                 fmt::format("no profile: neither the scenario nor its cluster names one"),
+                 "add profile: profiles/NAME.yaml");
+  }
+  if (!is_located(document)) return {};
+  Profile profile = read_profile(document, problems);
+  profile.file = cluster.profile;
+  return profile;
+}
+
+Scenario read(const Node& root, const std::string& file, const fs::path& directory,
+              Problems& problems) {
+  Scenario scenario;
+  scenario.file = file;
+  if (!is_located(root)) return scenario;  // and the problem is known
+  MapReader reader(root, problems, "the scenario");
+  if (root.kind() != Node::Kind::map) return scenario;
+  scenario.name = reader.text("name");
+  scenario.seed = static_cast<std::uint64_t>(
+      reader.integer_or("seed", 0, 0, std::numeric_limits<std::int64_t>::max()));
+
+  const auto intact = [&](std::size_t problems_before, const Node& node) {
+    return is_located(node) && problems.size() == problems_before;
+  };
+  std::size_t before = problems.size();
+  const Node model = inline_or_named(reader, "model", directory, problems);
+  if (is_located(model)) scenario.model = read_model(model, problems, &scenario.notes);
+  const bool model_ok = intact(before, model);
+
+  before = problems.size();
+  const Node cluster = inline_or_named(reader, "cluster", directory, problems);
+  if (is_located(cluster)) scenario.cluster = read_cluster(cluster, problems);
+  const bool cluster_ok = intact(before, cluster);
+
+  before = problems.size();
+  scenario.profile = read_device_profile(reader, cluster, scenario.cluster, directory, problems);
+  const bool device_ok = problems.size() == before && !scenario.profile.file.empty();
+
+  scenario.plan =
+      PlanReader(reader.require("plan"), model_ok ? &scenario.model : nullptr,
+                 cluster_ok ? &scenario.cluster : nullptr,
+                 device_ok ? &scenario.profile.device : nullptr, problems, scenario.notes)
+          .read();
+  reader.finish();
+  return scenario;
+}
+
+// --- writing
+// ----------------------------------------------------------------------------------------
+
+std::string indented(const std::string& text) {
+  std::string out;
+  for (std::size_t begin = 0; begin < text.size();) {
+    const std::size_t end = std::min(text.find('\n', begin), text.size());
+    if (end > begin) out += "  " + text.substr(begin, end - begin);
+    out += '\n';
+    begin = end + 1;
+  }
+  return out;
+}
+
+std::string layout_yaml(const Parallelism& p) {
+  return fmt::format(
+      "{{tp: {}, cp: {}, pp: {}, dp: {}, ep: {}, expert_tp: {}, zero: {}, sequence_parallel: {}}}",
+      p.tp, p.cp, p.pp, p.dp, p.ep, p.expert_tp, p.zero_stage, p.sequence_parallel);
+}
+
+std::string precision_yaml(const Precision& p) {
+  const auto bytes = [](std::int64_t b) { return word_for(kStateBytes, b); };
+  return fmt::format(
+      "\n    recipe: {}\n    linear: {}\n    saved: {}\n    saved_attention: {}\n    dispatch: {}\n"
+      "    combine: {}\n    parameters: {}\n    gradients: {}\n    gradient_sync: {}\n    master: "
+      "{}\n"
+      "    moments: {}",
+      word_for(kRecipes, p.kind), word_for(kLinearFormats, p.linear),
+      word_for(kStoredFormats, p.saved), word_for(kStoredFormats, p.saved_attention),
+      word_for(kLinearFormats, p.dispatch), word_for(kLinearFormats, p.combine),
+      bytes(p.parameter_bytes), bytes(p.gradient_bytes), bytes(p.gradient_sync_bytes),
+      bytes(p.master_bytes), bytes(p.moment_bytes / 2));
+}
+
+std::string recompute_yaml(const Recompute& r) {
+  if (r.full) return "full";
+  std::vector<std::string_view> words;
+  for (const RecomputeWord& part : kRecomputeParts) {
+    if (r.*part.what) words.push_back(part.word);
+  }
+  return words.empty() ? "none" : fmt::format("[{}]", fmt::join(words, ", "));
+}
+
+std::string plan_yaml(const Plan& plan) {
+  std::vector<std::int64_t> layers;
+  std::string mtp;
+  for (std::size_t s = 0; s < plan.stages.size(); ++s) {
+    layers.push_back(plan.stages[s].layers);
+    if (plan.stages[s].mtp_modules > 0) mtp = fmt::format("mtp_stage: {}\n", s);
+  }
+  const std::string virtual_stages = plan.schedule == ScheduleKind::interleaved_1f1b
+                                         ? fmt::format("virtual_stages: {}\n", plan.chunks)
+                                         : "";
+  return fmt::format(
+      "layout: {}\nschedule: {}\n{}layers_per_stage: [{}]\n{}sequence_length: {}\nmicro_batch: {}\n"
+      "global_batch: {}\nprecision: {}\nrecompute: {}\ncommunication_sms: {}\n",
+      layout_yaml(plan.parallelism), name_of(plan.schedule), virtual_stages,
+      fmt::join(layers, ", "), mtp, plan.sequence_length, plan.micro_batch_sequences,
+      plan.global_batch_sequences, precision_yaml(plan.precision), recompute_yaml(plan.recompute),
+      plan.communication_sms);
+}
+
+std::string link_yaml(std::string_view name, const LinkRate& link, double peak_bytes_per_s) {
+  return fmt::format("{}:\n  bandwidth: {} B/s\n  peak: {} B/s\n  latency: {} s\n  source: {}\n",
+                     name, link.bandwidth_bytes_per_s, peak_bytes_per_s, link.latency_s,
+                     in_quotes(link.source));
+}
+
+std::string cluster_yaml(const Cluster& cluster) {
+  return fmt::format("name: {}\nnodes: {}\ngpus_per_node: {}\n{}{}nvls: {}\n",
+                     in_quotes(cluster.name), cluster.nodes, cluster.gpus_per_node,
+                     link_yaml("nvlink", cluster.nvlink, cluster.nvlink_peak_bytes_per_s),
+                     link_yaml("nic", cluster.nic, cluster.nic_peak_bytes_per_s), cluster.nvls);
+}
+
+/// The path of a file as the scenario would have to name it from its own directory.
+std::string relative_path(const std::string& path, const std::string& scenario_file) {
+  const fs::path directory = fs::path(scenario_file).parent_path();
+  const fs::path relative = fs::path(path).lexically_relative(directory.empty() ? "." : directory);
+  return relative.empty() ? path : relative.generic_string();
+}
+
+}  // namespace
+
+Scenario read_scenario_text(std::string text, const std::string& name,
+                            const std::string& directory) {
+  Problems problems;
+  const Node root = read_document_text(std::move(text), name, problems);
+  Scenario scenario = read(root, name, directory, problems);
+  problems.throw_if_any();
+  return scenario;
+}
+
+Scenario read_scenario(const std::string& path) {
+  Problems problems;
+  const Node root = read_document(path, problems);
+  Scenario scenario = read(root, path, fs::path(path).parent_path(), problems);
+  problems.throw_if_any();
+  return scenario;
+}
+
+std::string to_yaml(const Scenario& scenario) {
+  return fmt::format("name: {}\nseed: {}\nprofile: {}\nmodel:\n{}cluster:\n{}plan:\n{}",
+                     in_quotes(scenario.name), scenario.seed,
+                     in_quotes(relative_path(scenario.profile.file, scenario.file)),
+                     indented(to_yaml(scenario.model)), indented(cluster_yaml(scenario.cluster)),
+                     indented(plan_yaml(scenario.plan)));
+}
+
+}  // namespace orrery

@@ -1,0 +1,667 @@
+#include "models/step.hpp"
+
+#include <algorithm>
+#include <array>
+#include <map>
+#include <span>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "models/cell.hpp"
+#include "models/schedule.hpp"
+#include "sim/check.hpp"
+
+namespace orrery {
+namespace {
+
+/// How slots of a position appear in the Program: one representative, or all of them.
+struct Replicas {
+  std::int64_t count = 1;  ///< simulated ranks of a position
+  RankId rank(int position, std::int64_t slot) const {
+    return RankId(static_cast<std::size_t>(position * count + slot));
+  }
+};
+
+ScheduleShape schedule_shape(const Plan& plan) {
+  return {.kind = plan.schedule,
+          .ranks = static_cast<int>(plan.parallelism.pp),
+          .chunks = plan.chunks,
+          .micro_batches = static_cast<int>(plan.micro_batches())};
+}
+
+/// The pipeline positions that hold a stage: two with DualPipe, else one.
+std::vector<int> holders_of(const Schedule& schedule, int stage) {
+  std::vector<int> holders = {schedule.rank_of(stage, 0)};
+  const int other = schedule.rank_of(stage, schedule.shape.micro_batches - 1);
+  if (other != holders[0]) holders.push_back(other);
+  std::sort(holders.begin(), holders.end());
+  return holders;
+}
+
+std::vector<std::vector<int>> stages_by_position(const Schedule& schedule) {
+  std::vector<std::vector<int>> held(static_cast<std::size_t>(schedule.shape.ranks));
+  for (int s = 0; s < schedule.shape.stages(); ++s) {
+    for (int p : holders_of(schedule, s)) held[static_cast<std::size_t>(p)].push_back(s);
+  }
+  return held;
+}
+
+/// Ops that were added for one template op or transfer: one per replica (or per group of replicas).
+struct Ids {
+  std::uint32_t base = 0;
+  bool present = false;
+};
+
+class StepBuilder {
+ public:
+  StepBuilder(const Scenario& scenario, const StepOptions& options)
+      : scenario_(scenario),
+        plan_(scenario.plan),
+        layout_(plan_.parallelism, scenario.cluster.gpus_per_node),
+        schedule_(make_schedule(schedule_shape(plan_))),
+        held_(stages_by_position(schedule_)),
+        replicas_{options.all_ranks ? layout_.slots() : 1},
+        builder_(std::vector<std::int64_t>(
+            static_cast<std::size_t>(plan_.parallelism.pp * replicas_.count),
+            options.all_ranks ? 1 : layout_.slots())),
+        factory_(scenario, layout_) {
+    index_groups();
+    for (int s = 0; s < schedule_.shape.stages(); ++s) {
+      parameters_.push_back(stage_parameters(scenario, s));
+    }
+  }
+
+  Program step() {
+    compile_templates();
+    reserve();
+    add_static_memory();
+    add_pipeline();
+    add_optimizer();
+    return std::move(builder_).seal();
+  }
+
+  Program cell(int position, const Action& action) {
+    const Template t = compile(action);
+    stamp(t.cell, position, action, {}, {});
+    return std::move(builder_).seal();
+  }
+
+ private:
+  struct Template {
+    CellTemplate cell;
+  };
+  using TemplateKey = std::tuple<ActionKind, int, int>;
+
+  // ---- groups of replicas ----
+
+  /// group_[kind][slot] and the members of each group, for the replicas that are simulated. With
+  /// rank classes every group is the one representative.
+  void index_groups() {
+    constexpr GroupKind kKinds[] = {
+        GroupKind::tensor,        GroupKind::context,     GroupKind::data,    GroupKind::expert,
+        GroupKind::expert_tensor, GroupKind::expert_data, GroupKind::position};
+    for (GroupKind kind : kKinds) {
+      Groups& g = groups_[static_cast<std::size_t>(kind)];
+      if (replicas_.count == 1) {
+        g.of_slot = {0};
+        g.members = {{0}};
+        continue;
+      }
+      for (std::int64_t slot = 0; slot < replicas_.count; ++slot) {
+        g.of_slot.push_back(layout_.group_of(kind, slot));
+      }
+      for (std::int64_t i = 0; i < layout_.group_count(kind); ++i) {
+        g.members.push_back(layout_.members(kind, i));
+      }
+    }
+  }
+
+  struct Groups {
+    std::vector<std::int64_t> of_slot;
+    std::vector<std::vector<std::int64_t>> members;
+  };
+  const Groups& groups(GroupKind kind) const { return groups_[static_cast<std::size_t>(kind)]; }
+
+  // ---- templates ----
+
+  Template compile(const Action& a) {
+    return {factory_.make(a.kind, a.stage, a.pair_stage, builder_)};
+  }
+
+  static TemplateKey key_of(const Action& a) { return {a.kind, a.stage, a.pair_stage}; }
+
+  void compile_templates() {
+    for (const auto& actions : schedule_.actions) {
+      for (const Action& a : actions) {
+        const auto [it, inserted] = templates_.try_emplace(key_of(a));
+        if (inserted) it->second = compile(a);
+      }
+    }
+  }
+
+  void reserve() {
+    std::size_t ops = 0, edges = 0;
+    for (const auto& actions : schedule_.actions) {
+      for (const Action& a : actions) {
+        const CellTemplate& cell = templates_.at(key_of(a)).cell;
+        ops += cell.ops.size() + 2;
+        edges += cell.ops.size() / 4 + 8;
+      }
+    }
+    const auto n = static_cast<std::size_t>(replicas_.count);
+    builder_.reserve((ops + 64) * n, (edges + 64) * n);
+  }
+
+  // ---- stamping ----
+
+  /// Adds the cell's ops for every replica of a position, op by op: op t of replica i gets id
+  /// base[t] + i, or base[t] + group of i where a group shares it. `forward_input` and
+  /// `backward_input` are the transfers (or local ops) that the two halves wait for.
+  void stamp(const CellTemplate& cell, int position, const Action& action, Ids forward_input,
+             Ids backward_input) {
+    const std::int64_t replicas = replicas_.count;
+    const bool pair = cell.kind == CellKind::overlapped;
+    const auto forward_mb = static_cast<std::uint16_t>(action.micro_batch);
+    const auto backward_mb =
+        static_cast<std::uint16_t>(pair ? action.pair_micro_batch : action.micro_batch);
+    builder_.begin_cell({.kind = cell.kind,
+                         .stage = static_cast<std::uint16_t>(cell.stage),
+                         .pair_stage = static_cast<std::uint16_t>(cell.pair_stage),
+                         .micro_batch = forward_mb,
+                         .pair_micro_batch = backward_mb,
+                         .first = {},
+                         .last = {}});
+    base_.resize(cell.ops.size());
+    for (std::size_t t = 0; t < cell.ops.size(); ++t) {
+      const CellOp& op = cell.ops[t];
+      base_[t] = static_cast<std::uint32_t>(builder_.size());
+      const OpTag tag{.micro_batch = op.half == Half::forward ? forward_mb : backward_mb,
+                      .layer = op.layer,
+                      .stage = static_cast<std::uint16_t>(
+                          op.half == Half::forward ? cell.stage : cell.pair_stage),
+                      .phase = op.phase};
+      Ids input;
+      if (cell.forward_entry && *cell.forward_entry == t) input = forward_input;
+      if (cell.backward_entry && *cell.backward_entry == t) input = backward_input;
+      if (op.group) {
+        for (const auto& members : groups(*op.group).members) {
+          streams_.clear();
+          predecessors_.clear();
+          for (std::int64_t slot : members) {
+            streams_.push_back(stream_of(replicas_.rank(position, slot), op.stream));
+            collect_predecessors(cell, op, slot, input);
+          }
+          drop_duplicates(predecessors_);
+          builder_.add(op.kind, op.shape, tag, streams_, predecessors_);
+        }
+      } else {
+        for (std::int64_t slot = 0; slot < replicas; ++slot) {
+          predecessors_.clear();
+          collect_predecessors(cell, op, slot, input);
+          const StreamId stream = stream_of(replicas_.rank(position, slot), op.stream);
+          builder_.add(op.kind, op.shape, tag, {&stream, 1}, predecessors_);
+        }
+      }
+    }
+    builder_.end_cell();
+    for (const CellMemory& m : cell.memory) {
+      for (std::int64_t slot = 0; slot < replicas; ++slot) {
+        builder_.memory({.op = OpId(id_of(cell, m.op, slot)),
+                         .rank = replicas_.rank(position, slot),
+                         .kind = MemoryKind::activations,
+                         .at_end = m.at_end,
+                         .bytes = m.bytes});
+      }
+    }
+  }
+
+  void collect_predecessors(const CellTemplate& cell, const CellOp& op, std::int64_t slot,
+                            Ids input) {
+    for (std::uint32_t before : op.after) predecessors_.push_back(OpId(id_of(cell, before, slot)));
+    if (input.present) {
+      predecessors_.push_back(OpId(input.base + static_cast<std::size_t>(slot)));
+    }
+  }
+
+  std::uint32_t id_of(const CellTemplate& cell, std::uint32_t t, std::int64_t slot) const {
+    const CellOp& op = cell.ops[t];
+    const std::int64_t offset =
+        op.group ? groups(*op.group).of_slot[static_cast<std::size_t>(slot)] : slot;
+    return base_[t] + static_cast<std::uint32_t>(offset);
+  }
+
+  static void drop_duplicates(std::vector<OpId>& ids) {
+    std::sort(ids.begin(), ids.end());
+    ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
+  }
+
+  // ---- the pipeline ----
+
+  /// Emits actions in an order in which every op follows what it waits for: ranks take turns, each
+  /// going on while the inputs of its next action have been emitted.
+  void add_pipeline() {
+    const int stages = schedule_.shape.stages();
+    const int micro_batches = schedule_.shape.micro_batches;
+    const std::size_t cells =
+        static_cast<std::size_t>(stages) * static_cast<std::size_t>(micro_batches);
+    forward_input_.assign(cells, {});
+    backward_input_.assign(cells, {});
+    for (int m = 0; m < micro_batches; ++m) {
+      forward_input_[at(0, m)] = {.ids = {}, .ready = true};
+      // The last stage's backward follows its own forward.
+      backward_input_[at(stages - 1, m)] = {.ids = {}, .ready = true};
+    }
+    std::vector<std::size_t> next(schedule_.actions.size(), 0);
+    std::size_t left = 0;
+    for (const auto& actions : schedule_.actions) left += actions.size();
+    while (left > 0) {
+      const std::size_t before = left;
+      for (std::size_t p = 0; p < schedule_.actions.size(); ++p) {
+        while (next[p] < schedule_.actions[p].size() && ready(schedule_.actions[p][next[p]])) {
+          add_action(static_cast<int>(p), schedule_.actions[p][next[p]]);
+          ++next[p];
+          --left;
+        }
+      }
+      ORRERY_CHECK(left < before, "schedule {} deadlocks with {} actions left",
+                   name_of(plan_.schedule), left);
+    }
+  }
+
+  struct Input {
+    Ids ids;
+    bool ready = false;
+  };
+
+  std::size_t at(int stage, int micro_batch) const {
+    return static_cast<std::size_t>(stage) *
+               static_cast<std::size_t>(schedule_.shape.micro_batches) +
+           static_cast<std::size_t>(micro_batch);
+  }
+
+  bool ready(const Action& a) const {
+    switch (a.kind) {
+      case ActionKind::forward:
+        return forward_input_[at(a.stage, a.micro_batch)].ready;
+      case ActionKind::backward:
+      case ActionKind::backward_input:
+        return backward_input_[at(a.stage, a.micro_batch)].ready;
+      case ActionKind::backward_weight:
+        return true;
+      case ActionKind::overlapped:
+        return forward_input_[at(a.stage, a.micro_batch)].ready &&
+               backward_input_[at(a.pair_stage, a.pair_micro_batch)].ready;
+    }
+    return false;
+  }
+
+  void add_action(int position, const Action& a) {
+    const CellTemplate& cell = templates_.at(key_of(a)).cell;
+    const bool pair = a.kind == ActionKind::overlapped;
+    const bool has_forward = a.kind == ActionKind::forward || pair;
+    const bool has_backward =
+        a.kind != ActionKind::forward && a.kind != ActionKind::backward_weight;
+    const int backward_stage = pair ? a.pair_stage : a.stage;
+    const int backward_mb = pair ? a.pair_micro_batch : a.micro_batch;
+    gather_parameters(position, a);
+    stamp(cell, position, a, has_forward ? forward_input_[at(a.stage, a.micro_batch)].ids : Ids{},
+          has_backward ? backward_input_[at(backward_stage, backward_mb)].ids : Ids{});
+    const auto last = static_cast<std::uint32_t>(cell.ops.size() - 1);
+    remember_last(position, cell, last);
+    if (has_forward && a.stage + 1 < schedule_.shape.stages()) {
+      forward_input_[at(a.stage + 1, a.micro_batch)] =
+          send(position, schedule_.rank_of(a.stage + 1, a.micro_batch), cell, *cell.forward_exit,
+               a.stage, a.micro_batch, Phase::pipeline_forward);
+    }
+    if (has_backward && backward_stage > 0) {
+      backward_input_[at(backward_stage - 1, backward_mb)] =
+          send(position, schedule_.rank_of(backward_stage - 1, backward_mb), cell,
+               *cell.backward_exit, backward_stage, backward_mb, Phase::pipeline_backward);
+    }
+    const bool makes_gradients =
+        a.kind == ActionKind::backward || a.kind == ActionKind::backward_weight || pair;
+    if (makes_gradients) {
+      // Gradients accumulate locally; with ZeRO-2 and -3 they are reduced after every micro-batch.
+      const int stage = pair ? a.pair_stage : a.stage;
+      gradients_ready_[{position, stage}] = last_ids_[static_cast<std::size_t>(position)];
+      if (plan_.parallelism.zero_stage >= 2) {
+        sync_gradients_of(position, stage, static_cast<std::uint16_t>(backward_mb));
+      }
+    }
+  }
+
+  /// Sends an exit op's result to another position: op i from slot i to slot i. Stages that lie on
+  /// the same rank (the turn of a V) hand it over directly.
+  Input send(int from, int to, const CellTemplate& cell, std::uint32_t exit, int stage,
+             int micro_batch, Phase phase) {
+    if (from == to) {
+      // Only ungrouped exits have ids that run with the slots; a join op restores that.
+      return {.ids = join_per_slot(from, cell, exit, stage, micro_batch, phase), .ready = true};
+    }
+    const std::int64_t bytes = 2 * plan_.micro_batch_tokens() * scenario_.model.hidden /
+                               (plan_.parallelism.sequence_parallel ? plan_.parallelism.tp : 1);
+    const ShapeId shape =
+        builder_.intern({.work = Send{.bytes = bytes, .same_node = layout_.same_node(from, to)},
+                         .label = phase == Phase::pipeline_forward ? "PP(F)" : "PP(B)",
+                         .sms = 0});
+    const int ranks = schedule_.shape.ranks;
+    const bool forwards = to == (from + 1) % ranks;
+    const Ids ids{.base = static_cast<std::uint32_t>(builder_.size()), .present = true};
+    for (std::int64_t slot = 0; slot < replicas_.count; ++slot) {
+      const std::array<StreamId, 2> streams = {
+          stream_of(replicas_.rank(from, slot),
+                    forwards ? StreamKind::send_next : StreamKind::send_previous),
+          stream_of(replicas_.rank(to, slot),
+                    forwards ? StreamKind::receive_previous : StreamKind::receive_next)};
+      const OpId exit_op(id_of(cell, exit, slot));
+      builder_.add(OpKind::transfer, shape,
+                   {.micro_batch = static_cast<std::uint16_t>(micro_batch),
+                    .layer = kNoLayer,
+                    .stage = static_cast<std::uint16_t>(stage),
+                    .phase = phase},
+                   streams, {&exit_op, 1});
+    }
+    return {.ids = ids, .ready = true};
+  }
+
+  Ids join_per_slot(int position, const CellTemplate& cell, std::uint32_t exit, int stage,
+                    int micro_batch, Phase phase) {
+    const ShapeId mark = builder_.intern({.work = Mark{}, .label = "hand over", .sms = 0});
+    const Ids ids{.base = static_cast<std::uint32_t>(builder_.size()), .present = true};
+    for (std::int64_t slot = 0; slot < replicas_.count; ++slot) {
+      const StreamId stream = stream_of(replicas_.rank(position, slot), StreamKind::send_next);
+      const OpId exit_op(id_of(cell, exit, slot));
+      builder_.add(OpKind::sync, mark,
+                   {.micro_batch = static_cast<std::uint16_t>(micro_batch),
+                    .layer = kNoLayer,
+                    .stage = static_cast<std::uint16_t>(stage),
+                    .phase = phase},
+                   {&stream, 1}, {&exit_op, 1});
+    }
+    return ids;
+  }
+
+  /// The last op of the newest cell of a position, per slot: what "after this cell" means.
+  void remember_last(int position, const CellTemplate& cell, std::uint32_t last) {
+    last_ids_.resize(static_cast<std::size_t>(plan_.parallelism.pp));
+    std::vector<OpId>& ids = last_ids_[static_cast<std::size_t>(position)];
+    ids.clear();
+    for (std::int64_t slot = 0; slot < replicas_.count; ++slot) {
+      ids.push_back(OpId(id_of(cell, last, slot)));
+    }
+  }
+
+  // ---- data parallelism ----
+
+  /// Collective of a stage's parameters over its copies: all slots of the group in all positions
+  /// that hold the stage. `ready(position, slot)` appends what a member waits for.
+  template <class Ready>
+  void stage_collective(int stage, GroupKind group, const std::vector<int>& positions,
+                        CollectiveKind kind, std::int64_t bytes, const std::string& label,
+                        Phase phase, std::uint16_t micro_batch, Ready ready) {
+    const std::int64_t ranks =
+        layout_.group_size(group) * static_cast<std::int64_t>(positions.size());
+    if (ranks == 1 || bytes == 0) return;
+    const ShapeId shape =
+        builder_.intern({.work = Collective{.kind = kind,
+                                            .bytes = bytes,
+                                            .ranks = ranks,
+                                            .ranks_per_node = layout_.members_per_node(group)},
+                         .label = label,
+                         .sms = 0});
+    for (const auto& members : groups(group).members) {
+      streams_.clear();
+      predecessors_.clear();
+      for (int position : positions) {
+        for (std::int64_t slot : members) {
+          streams_.push_back(stream_of(replicas_.rank(position, slot), StreamKind::data));
+          ready(position, slot);
+        }
+      }
+      drop_duplicates(predecessors_);
+      builder_.add(OpKind::collective, shape,
+                   {.micro_batch = micro_batch,
+                    .layer = kNoLayer,
+                    .stage = static_cast<std::uint16_t>(stage),
+                    .phase = phase},
+                   streams_, predecessors_);
+    }
+  }
+
+  void sync_gradients(int stage, const std::vector<int>& positions, std::uint16_t micro_batch) {
+    const auto kind = plan_.parallelism.zero_stage == 0 ? CollectiveKind::all_reduce
+                                                        : CollectiveKind::reduce_scatter;
+    const auto wait = [&](int position, std::int64_t slot) {
+      predecessors_.push_back(
+          gradients_ready_.at({position, stage})[static_cast<std::size_t>(slot)]);
+    };
+    const StageParameters& p = parameters_[static_cast<std::size_t>(stage)];
+    const std::int64_t width = plan_.precision.gradient_sync_bytes;
+    stage_collective(stage, GroupKind::data, positions, kind, p.dense * width, "dense gradients",
+                     Phase::gradient_sync, micro_batch, wait);
+    stage_collective(stage, GroupKind::expert_data, positions, kind, p.expert * width,
+                     "expert gradients", Phase::gradient_sync, micro_batch, wait);
+  }
+
+  void sync_gradients_of(int position, int stage, std::uint16_t micro_batch) {
+    sync_gradients(stage, {position}, micro_batch);
+  }
+
+  /// ZeRO-3: a stage's parameters come in before each of its cells; one cell ahead at most, so that
+  /// no more than two cells' parameters are resident.
+  void gather_parameters(int position, const Action& a) {
+    if (plan_.parallelism.zero_stage < 3 || a.kind == ActionKind::backward_weight) return;
+    last_ids_.resize(static_cast<std::size_t>(plan_.parallelism.pp));
+    const std::vector<OpId> last = last_ids_[static_cast<std::size_t>(position)];
+    const auto wait = [&](int, std::int64_t slot) {
+      if (!last.empty()) predecessors_.push_back(last[static_cast<std::size_t>(slot)]);
+    };
+    const StageParameters& p = parameters_[static_cast<std::size_t>(a.stage)];
+    const auto mb = static_cast<std::uint16_t>(a.micro_batch);
+    stage_collective(a.stage, GroupKind::data, {position}, CollectiveKind::all_gather,
+                     p.dense * plan_.precision.parameter_bytes, "dense parameters",
+                     Phase::parameter_gather, mb, wait);
+    stage_collective(a.stage, GroupKind::expert_data, {position}, CollectiveKind::all_gather,
+                     p.expert * plan_.precision.parameter_bytes, "expert parameters",
+                     Phase::parameter_gather, mb, wait);
+  }
+
+  /// Elements whose optimizer state this rank keeps.
+  std::int64_t optimizer_elements(int position) const {
+    std::int64_t elements = 0;
+    for (int s : held_[static_cast<std::size_t>(position)]) {
+      const StageParameters& p = parameters_[static_cast<std::size_t>(s)];
+      const auto copies = static_cast<std::int64_t>(holders_of(schedule_, s).size());
+      const bool sharded = plan_.parallelism.zero_stage >= 1;
+      elements += sharded ? p.dense / (layout_.group_size(GroupKind::data) * copies) +
+                                p.expert / (layout_.group_size(GroupKind::expert_data) * copies)
+                          : p.dense + p.expert;
+    }
+    return elements;
+  }
+
+  /// Gradient reduction, gradient norm and clipping, AdamW, and the new parameters back to all
+  /// copies.
+  void add_optimizer() {
+    const Parallelism& par = plan_.parallelism;
+    const int positions = static_cast<int>(par.pp);
+    builder_.begin_cell({.kind = CellKind::optimizer,
+                         .stage = 0,
+                         .pair_stage = 0,
+                         .micro_batch = 0,
+                         .pair_micro_batch = 0,
+                         .first = {},
+                         .last = {}});
+    const int stages = schedule_.shape.stages();
+    if (par.zero_stage < 2) {
+      for (int s = 0; s < stages; ++s) sync_gradients(s, holders_of(schedule_, s), 0);
+    }
+    const OpTag tag{.micro_batch = 0, .layer = kNoLayer, .stage = 0, .phase = Phase::optimizer};
+    const auto every_rank = [&](auto visit) {
+      for (int p = 0; p < positions; ++p) {
+        for (std::int64_t slot = 0; slot < replicas_.count; ++slot) visit(p, slot);
+      }
+    };
+    // Sum of squares of the local shard; on the data stream, so it follows this rank's reductions.
+    const auto local = [&](auto shape_of, const std::string& label,
+                           std::optional<OpId> everyone_after) {
+      every_rank([&](int p, std::int64_t slot) {
+        const ShapeId shape =
+            builder_.intern({.work = shape_of(optimizer_elements(p)), .label = label, .sms = 0});
+        const std::array<StreamId, 2> streams = {
+            stream_of(replicas_.rank(p, slot), StreamKind::compute),
+            stream_of(replicas_.rank(p, slot), StreamKind::data)};
+        builder_.add(
+            OpKind::compute, shape, tag, streams,
+            everyone_after ? std::span<const OpId>(&*everyone_after, 1) : std::span<const OpId>{});
+      });
+    };
+    const Precision& precision = plan_.precision;
+    local(
+        [](std::int64_t n) {
+          return Streaming{
+              .kind = StreamingKind::reduction, .bytes_read = 4 * n, .bytes_written = 0};
+        },
+        "gradient norm", std::nullopt);
+    streams_.clear();
+    every_rank([&](int p, std::int64_t slot) {
+      streams_.push_back(stream_of(replicas_.rank(p, slot), StreamKind::data));
+    });
+    const ShapeId norm = builder_.intern(
+        {.work =
+             Collective{.kind = CollectiveKind::all_reduce,
+                        .bytes = 4,
+                        .ranks = par.world(),
+                        .ranks_per_node = std::min(scenario_.cluster.gpus_per_node, par.world())},
+         .label = "gradient norm",
+         .sms = 0});
+    std::optional<OpId> reduced;
+    if (par.world() > 1) reduced = builder_.add(OpKind::collective, norm, tag, streams_, {});
+    local(
+        [&](std::int64_t n) {
+          const std::int64_t state = precision.master_bytes + precision.moment_bytes;
+          return Streaming{.kind = StreamingKind::optimizer,
+                           .bytes_read = n * (precision.gradient_bytes + state),
+                           .bytes_written = n * (state + precision.parameter_bytes)};
+        },
+        "AdamW", reduced);
+    if (par.zero_stage == 1 || par.zero_stage == 2) {
+      const auto no_wait = [](int, std::int64_t) {};
+      for (int s = 0; s < stages; ++s) {
+        const StageParameters& p = parameters_[static_cast<std::size_t>(s)];
+        const std::vector<int> holders = holders_of(schedule_, s);
+        stage_collective(s, GroupKind::data, holders, CollectiveKind::all_gather,
+                         p.dense * precision.parameter_bytes, "dense parameters",
+                         Phase::parameter_gather, 0, no_wait);
+        stage_collective(s, GroupKind::expert_data, holders, CollectiveKind::all_gather,
+                         p.expert * precision.parameter_bytes, "expert parameters",
+                         Phase::parameter_gather, 0, no_wait);
+      }
+    }
+    builder_.end_cell();
+  }
+
+  // ---- memory that is there all the time ----
+
+  void add_static_memory() {
+    const Parallelism& par = plan_.parallelism;
+    const Precision& precision = plan_.precision;
+    const ShapeId mark = builder_.intern({.work = Mark{}, .label = "begin", .sms = 0});
+    for (int p = 0; p < static_cast<int>(par.pp); ++p) {
+      std::int64_t parameters = 0, gradients = 0, workspace = 0;
+      for (int s : held_[static_cast<std::size_t>(p)]) {
+        const StageParameters& n = parameters_[static_cast<std::size_t>(s)];
+        const std::int64_t dense_group = layout_.group_size(GroupKind::data);
+        const std::int64_t expert_group = layout_.group_size(GroupKind::expert_data);
+        const std::int64_t all = n.dense + n.expert;
+        const std::int64_t shard = n.dense / dense_group + n.expert / expert_group;
+        parameters += par.zero_stage >= 3 ? shard : all;
+        gradients += par.zero_stage >= 2 ? shard : all;
+        workspace = std::max(workspace, factory_.workspace_bytes(s));
+        if (par.zero_stage >= 3) workspace += all * precision.parameter_bytes;
+        if (par.zero_stage >= 2) workspace += all * precision.gradient_bytes;
+      }
+      // Activations and gradients in flight from and to both neighbours, double-buffered.
+      const std::int64_t message = 2 * plan_.micro_batch_tokens() * scenario_.model.hidden;
+      const std::int64_t buffers = par.pp > 1 ? 2 * 4 * message : 0;
+      for (std::int64_t slot = 0; slot < replicas_.count; ++slot) {
+        const RankId rank = replicas_.rank(p, slot);
+        const StreamId stream = stream_of(rank, StreamKind::compute);
+        const OpId op = builder_.add(
+            OpKind::sync, mark,
+            {.micro_batch = 0, .layer = kNoLayer, .stage = 0, .phase = Phase::optimizer},
+            {&stream, 1}, {});
+        const auto hold = [&](MemoryKind kind, std::int64_t bytes) {
+          if (bytes == 0) return;
+          builder_.memory({.op = op, .rank = rank, .kind = kind, .at_end = false, .bytes = bytes});
+        };
+        hold(MemoryKind::parameters, parameters * precision.parameter_bytes);
+        hold(MemoryKind::gradients, gradients * precision.gradient_bytes);
+        hold(MemoryKind::optimizer_state,
+             optimizer_elements(p) * (precision.master_bytes + precision.moment_bytes));
+        hold(MemoryKind::workspace, workspace);
+        hold(MemoryKind::communication_buffers, buffers);
+      }
+    }
+  }
+
+  const Scenario& scenario_;
+  const Plan& plan_;
+  Layout layout_;
+  Schedule schedule_;
+  std::vector<std::vector<int>> held_;  ///< stages by position
+  Replicas replicas_;
+  ProgramBuilder builder_;
+  CellFactory factory_;
+  std::array<Groups, 7> groups_;
+  std::vector<StageParameters> parameters_;
+  std::map<TemplateKey, Template> templates_;
+  std::vector<Input> forward_input_;  ///< by (stage, micro-batch)
+  std::vector<Input> backward_input_;
+  std::vector<std::vector<OpId>> last_ids_;                           ///< by position, slot
+  std::map<std::pair<int, int>, std::vector<OpId>> gradients_ready_;  ///< by (position, stage)
+  // Scratch, kept to save allocations.
+  std::vector<std::uint32_t> base_;
+  std::vector<StreamId> streams_;
+  std::vector<OpId> predecessors_;
+};
+
+}  // namespace
+
+StageParameters stage_parameters(const Scenario& scenario, int stage) {
+  const Model& model = scenario.model;
+  const Plan& plan = scenario.plan;
+  const StageContents& s = plan.stages[static_cast<std::size_t>(stage)];
+  const std::int64_t tp = plan.parallelism.tp;
+  StageParameters p;
+  const auto add_layer = [&](bool moe) {
+    const LayerShard shard = layer_shard(model, plan, moe);
+    p.dense += shard.dense;
+    p.expert += shard.expert;
+  };
+  const ParameterCount total = count_parameters(model);
+  if (s.embedding) p.dense += total.embedding / tp;
+  for (std::int64_t l = s.first_layer; l < s.first_layer + s.layers; ++l)
+    add_layer(model.is_moe(l));
+  if (s.head) {
+    // A tied head is the embedding's copy on the last stage.
+    p.dense += (model.tied_embeddings ? (s.embedding ? 0 : total.embedding) : total.head) / tp;
+    p.dense += model.hidden;
+  }
+  for (std::int64_t i = 0; i < s.mtp_modules; ++i) {
+    add_layer(model.is_moe(model.layers - 1));
+    p.dense += 2 * model.hidden * model.hidden + 3 * model.hidden;
+  }
+  return p;
+}
+
+Program build_step(const Scenario& scenario, const StepOptions& options) {
+  return StepBuilder(scenario, options).step();
+}
+
+Program build_cell(const Scenario& scenario, int position, const Action& action) {
+  return StepBuilder(scenario, {}).cell(position, action);
+}
+
+}  // namespace orrery

@@ -1,0 +1,260 @@
+#include "sim/profile.hpp"
+
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <array>
+#include <limits>
+
+#include "sim/kernel_prices.hpp"
+
+namespace orrery {
+namespace {
+
+constexpr std::int64_t kMany = std::int64_t{1} << 40;
+constexpr double kMaxSpread = 10;
+
+std::string cited(MapReader& reader) {
+  std::string source = reader.text("source");
+  if (source.empty() && reader.node().find("source")) {
+    reader.problems().add(*reader.node().find("source"), "a source must say who measured this");
+  }
+  return source;
+}
+
+NumberFormat read_format(MapReader& reader) {
+  return reader.choice<NumberFormat>("inputs", {{"fp32", NumberFormat::fp32},
+                                                {"bf16", NumberFormat::bf16},
+                                                {"fp8_tensor", NumberFormat::fp8_tensor},
+                                                {"fp8_block", NumberFormat::fp8_block}});
+}
+
+/// One row of whole numbers and a last number, `columns` in all; null if malformed (reported).
+std::optional<std::vector<double>> read_row(const Node& row, std::size_t columns,
+                                            std::string_view what, Problems& problems) {
+  if (row.kind() != Node::Kind::sequence || row.size() != columns) {
+    problems.add(row, fmt::format("expected [{}]", what));
+    return std::nullopt;
+  }
+  std::vector<double> values;
+  for (std::size_t i = 0; i < columns; ++i) {
+    if (i + 1 < columns) {
+      const auto v = read_integer(row[i], problems, 0, kMany);
+      if (!v) return std::nullopt;
+      values.push_back(static_cast<double>(*v));
+    } else {
+      const auto v = read_number(row[i], problems, 1e-6, 1e12);
+      if (!v) return std::nullopt;
+      values.push_back(*v);
+    }
+  }
+  return values;
+}
+
+/// Calls `use(row values)` for each well-formed row of `points`.
+template <class Use>
+void read_points(MapReader& reader, std::size_t columns, std::string_view what, const Use& use) {
+  const Node points = reader.require("points");
+  if (points.kind() == Node::Kind::null) return;
+  if (points.kind() != Node::Kind::sequence || points.size() == 0) {
+    reader.problems().add(points, fmt::format("points of {} must be a list of [{}]", reader.what(), what));
+    return;
+  }
+  for (std::size_t i = 0; i < points.size(); ++i) {
+    const auto row = read_row(points[i], columns, what, reader.problems());
+    if (!row) continue;
+    if (std::any_of(row->begin() + (columns == 10 ? 1 : 0), row->end(),
+                    [](double v) { return v <= 0; })) {
+      reader.problems().add(points[i], "every number of a point must be above zero");
+      continue;
+    }
+    use(*row);
+  }
+}
+
+std::int64_t whole(double v) { return static_cast<std::int64_t>(v); }
+
+Device read_device(const Node& node, Problems& problems) {
+  MapReader r(node, problems, "device");
+  Device d;
+  d.name = r.text("name");
+  d.sms = static_cast<int>(r.integer("sms", 1, 10'000));
+  d.memory_bytes = r.quantity("memory", Dimension::bytes);
+  d.memory_bytes_per_s = r.quantity("memory_bandwidth", Dimension::bytes_per_s);
+  d.bf16_flops_per_s = r.quantity("bf16", Dimension::flops_per_s);
+  d.fp8_flops_per_s = r.quantity_or("fp8", 0, Dimension::flops_per_s);
+  d.source = cited(r);
+  r.finish();
+  return d;
+}
+
+GemmModel read_gemm_model(const Node& node, Problems& problems) {
+  MapReader r(node, problems, "gemm.model");
+  GemmModel m;
+  const Node tiles = r.require("tiles");
+  for (std::size_t i = 0; i < tiles.size(); ++i) {
+    if (tiles[i].size() != 2) {
+      problems.add(tiles[i], "a tile is [rows, columns]");
+      continue;
+    }
+    const auto rows = read_integer(tiles[i][0], problems, 1, 4096);
+    const auto columns = read_integer(tiles[i][1], problems, 1, 4096);
+    if (rows && columns) m.tiles.push_back({static_cast<int>(*rows), static_cast<int>(*columns)});
+  }
+  if (m.tiles.empty() && tiles.kind() != Node::Kind::null) problems.add(tiles, "no tile is given");
+  m.flops_per_s_per_sm = r.quantity("sm_rate", Dimension::flops_per_s);
+  m.operand_bytes_per_s_per_sm = r.quantity("sm_operand_rate", Dimension::bytes_per_s);
+  m.tile_s = r.quantity("tile_overhead", Dimension::seconds);
+  m.launch_s = r.quantity("launch", Dimension::seconds);
+  m.bytes_per_s = r.quantity("memory_bandwidth", Dimension::bytes_per_s);
+  r.finish();
+  return m;
+}
+
+GemmTable read_gemm_table(const Node& node, Problems& problems) {
+  MapReader r(node, problems, "gemm");
+  GemmTable t;
+  t.id = r.text("id");
+  t.source = cited(r);
+  t.inputs = read_format(r);
+  t.pass = r.choice<Pass>("pass", {{"forward", Pass::forward},
+                                   {"backward_input", Pass::backward_input},
+                                   {"backward_weight", Pass::backward_weight}});
+  t.grouped = r.flag_or("grouped", false);
+  t.accumulate = r.flag_or("accumulate", false);
+  t.derived = r.flag_or("derived", false);
+  t.spread = r.number("spread", 0, kMaxSpread);
+  t.model = read_gemm_model(r.require("model"), problems);
+  read_points(r, 6, "groups, m, n, k, sms, microseconds", [&](const std::vector<double>& v) {
+    t.points.push_back({.groups = whole(v[0]), .m = whole(v[1]), .n = whole(v[2]), .k = whole(v[3]),
+                        .sms = static_cast<int>(v[4]), .seconds = v[5] * 1e-6, .at = {}});
+  });
+  r.finish();
+  return t;
+}
+
+AttentionTable read_attention_table(const Node& node, Problems& problems) {
+  MapReader r(node, problems, "attention");
+  AttentionTable t;
+  t.id = r.text("id");
+  t.source = cited(r);
+  t.inputs = read_format(r);
+  t.backward = r.choice<bool>("direction", {{"forward", false}, {"backward", true}});
+  t.derived = r.flag_or("derived", false);
+  t.spread = r.number("spread", 0, kMaxSpread);
+  MapReader model(r.require("model"), problems, "attention.model");
+  t.model.flops_per_s_per_sm = model.quantity("sm_rate", Dimension::flops_per_s);
+  t.model.block_s = model.quantity("block_overhead", Dimension::seconds);
+  t.model.launch_s = model.quantity("launch", Dimension::seconds);
+  model.finish();
+  read_points(r, 10,
+              "causal (0 or 1), batch, heads, kv_heads, q_len, kv_len, d_qk, d_v, sms, microseconds",
+              [&](const std::vector<double>& v) {
+                t.points.push_back({.shape = {.inputs = t.inputs, .backward = t.backward,
+                                              .causal = v[0] != 0, .batch = whole(v[1]),
+                                              .heads = whole(v[2]), .kv_heads = whole(v[3]),
+                                              .q_len = whole(v[4]), .kv_len = whole(v[5]),
+                                              .d_qk = whole(v[6]), .d_v = whole(v[7])},
+                                    .sms = static_cast<int>(v[8]), .seconds = v[9] * 1e-6, .at = {}});
+              });
+  r.finish();
+  return t;
+}
+
+std::optional<StreamingKind> streaming_kind(std::string_view name) {
+  for (int i = 0; i <= static_cast<int>(StreamingKind::reduction); ++i) {
+    const auto kind = static_cast<StreamingKind>(i);
+    if (name_of(kind) == name) return kind;
+  }
+  return std::nullopt;
+}
+
+std::vector<std::string> streaming_names() {
+  std::vector<std::string> names;
+  for (int i = 0; i <= static_cast<int>(StreamingKind::reduction); ++i) {
+    names.emplace_back(name_of(static_cast<StreamingKind>(i)));
+  }
+  return names;
+}
+
+void read_streaming(const Node& node, Profile& profile, Problems& problems) {
+  if (node.kind() == Node::Kind::null) return;
+  if (node.kind() != Node::Kind::map) {
+    problems.add(node, "streaming must be a map from kinds to rates");
+    return;
+  }
+  for (std::size_t i = 0; i < node.size(); ++i) {
+    const std::string& name = node.key(i).text();
+    const auto kind = streaming_kind(name);
+    if (!kind) {
+      const auto near = nearest(name, streaming_names());
+      problems.add(node.key(i), fmt::format("unknown kind of streaming kernel '{}'", name),
+                   near ? fmt::format("did you mean '{}'?", *near) : "");
+      continue;
+    }
+    MapReader r(node[i], problems, "streaming." + name);
+    StreamingRate rate;
+    rate.bytes_per_s = r.quantity("bandwidth", Dimension::bytes_per_s);
+    rate.launch_s = r.quantity("launch", Dimension::seconds);
+    rate.derived = r.flag_or("derived", false);
+    rate.spread = r.number("spread", 0, kMaxSpread);
+    rate.id = r.text("id");
+    rate.source = cited(r);
+    r.finish();
+    profile.streaming[*kind] = rate;
+  }
+}
+
+void read_bandwidth_by_sms(const Node& node, Profile& profile, Problems& problems) {
+  if (node.kind() == Node::Kind::null) return;
+  MapReader r(node, problems, "bandwidth_by_sms");
+  profile.bandwidth_by_sms_source = cited(r);
+  const Node points = r.require("points");
+  for (std::size_t i = 0; i < points.size(); ++i) {
+    const auto row = read_row(points[i], 2, "sms, share of the bandwidth", problems);
+    if (!row) continue;
+    const int sms = static_cast<int>((*row)[0]);
+    const bool ascends =
+        profile.bandwidth_by_sms.empty() ? sms > 0 : sms > profile.bandwidth_by_sms.back().first;
+    if (!ascends || (*row)[1] > 1) {
+      problems.add(points[i], "SMs must ascend and shares be at most 1");
+      continue;
+    }
+    profile.bandwidth_by_sms.emplace_back(sms, (*row)[1]);
+  }
+  r.finish();
+}
+
+}  // namespace
+
+void prepare(Profile& profile) {
+  for (GemmTable& table : profile.gemms) prepare(table, profile);
+  for (AttentionTable& table : profile.attention) prepare(table);
+}
+
+Profile read_profile(const Node& node, Problems& problems) {
+  const std::size_t problems_before = problems.size();
+  MapReader r(node, problems, "profile");
+  Profile profile;
+  profile.file = node.at().file;
+  profile.name = r.text("name");
+  profile.device = read_device(r.require("device"), problems);
+  profile.launch_gap_s = r.quantity("launch_gap", Dimension::seconds);
+  profile.launch_gap_source = r.text("launch_gap_source");
+  read_bandwidth_by_sms(r.at("bandwidth_by_sms"), profile, problems);
+  const Node gemms = r.at("gemm");
+  for (std::size_t i = 0; i < gemms.size(); ++i) {
+    profile.gemms.push_back(read_gemm_table(gemms[i], problems));
+  }
+  const Node attention = r.at("attention");
+  for (std::size_t i = 0; i < attention.size(); ++i) {
+    profile.attention.push_back(read_attention_table(attention[i], problems));
+  }
+  read_streaming(r.at("streaming"), profile, problems);
+  r.allow("expert_exchange");
+  r.finish();
+  if (problems.size() == problems_before) prepare(profile);
+  return profile;
+}
+
+}  // namespace orrery
