@@ -27,7 +27,7 @@ constexpr std::size_t kMaxFileBytes = std::size_t{64} << 20;
 constexpr std::size_t kMaxDepth = 200;
 constexpr std::size_t kMaxNodes = 1'000'000;
 constexpr std::size_t kMaxDuplicates = 1'000;      // reported per document
-constexpr std::size_t kMaxSourceLine = 64 * 1024;  // longer lines are not copied into problems
+constexpr std::size_t kMaxSourceLine = std::size_t{64} << 10;  // longer lines are not copied into problems
 constexpr std::size_t kMaxPrinted = 50;
 constexpr const char* kAliasMessage = "aliases (*name) are not supported";
 constexpr const char* kAliasHint = "write the value out";
@@ -614,6 +614,7 @@ std::string sibling_hint(const std::string& path) {
     files.insert(it->path().filename().string());
   }
   std::vector<std::string> stems;
+  stems.reserve(files.size());
   for (const std::string& f : files) stems.push_back(fs::path(f).stem().string());
   const std::optional<std::string> near = nearest(fs::path(path).stem().string(), stems);
   if (!near) return "";
@@ -855,7 +856,7 @@ std::string MapReader::text(std::string_view key) {
 }
 
 std::string MapReader::text_or(std::string_view key, std::string fallback) {
-  return has(key) ? text(key) : fallback;
+  return has(key) ? text(key) : std::move(fallback);
 }
 
 bool MapReader::flag_or(std::string_view key, bool fallback) {
