@@ -26,8 +26,8 @@ namespace {
 constexpr std::size_t kMaxFileBytes = std::size_t{64} << 20;
 constexpr std::size_t kMaxDepth = 200;
 constexpr std::size_t kMaxNodes = 1'000'000;
-constexpr std::size_t kMaxDuplicates = 1'000;      // reported per document
-constexpr std::size_t kMaxSourceLine = std::size_t{64} << 10;  // longer lines are not copied into problems
+constexpr std::size_t kMaxDuplicates = 1'000;                  // reported per document
+constexpr std::size_t kMaxSourceLine = std::size_t{64} << 10;  // longer: not in problems
 constexpr std::size_t kMaxPrinted = 50;
 constexpr const char* kAliasMessage = "aliases (*name) are not supported";
 constexpr const char* kAliasHint = "write the value out";
