@@ -81,10 +81,9 @@ TEST(Exchange, V3RoutingReachesThePublishedNodesAndGpus) {
 TEST(Exchange, MeansAgreeWithDrawingEveryScore) {
   for (const ExpertExchange& e :
        {routing(64, 256, 8, 4), routing(64, 256, 8, 0), routing(16, 256, 8, 4),
-        routing(8, 256, 8, 0), routing(128, 256, 8, 4), routing(64, 160, 6, 3, 8),
+        routing(8, 256, 8, 0), routing(128, 256, 8, 4), routing(32, 160, 6, 3, 4),
         routing(32, 64, 6, 2, 4), routing(4, 16, 2, 0, 2)}) {
     SCOPED_TRACE(std::to_string(e.ep) + " " + std::to_string(e.experts));
-    if (e.experts % e.ep != 0) continue;
     const Drawn drawn = draw(e, 6000);
     EXPECT_NEAR(mean_nodes_per_token(e), drawn.nodes, 0.006 * drawn.nodes);
     EXPECT_NEAR(mean_gpus_per_token(e), drawn.gpus, 0.006 * drawn.gpus);
