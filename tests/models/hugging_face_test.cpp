@@ -238,6 +238,8 @@ TEST(HuggingFace, ImpossibleDimensionsAreProblems) {
   EXPECT_NE(broken("\"n_group\": 8", "\"n_group\": 7").find("do not divide"), std::string::npos);
   EXPECT_NE(broken("\"vocab_size\": 129280,", "").find("missing key 'vocab_size'"),
             std::string::npos);
+  EXPECT_NE(broken("\"kv_lora_rank\": 512,", "").find("missing key 'kv_lora_rank'"),
+            std::string::npos);
   EXPECT_NE(broken("\"attention_bias\": false", "\"attention_bias\": true").find("biases in MLA"),
             std::string::npos);
   EXPECT_NE(problems_of(with(R"("num_key_value_heads": 3)", kLlama)).find("cannot share"),
