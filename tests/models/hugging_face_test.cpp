@@ -124,6 +124,17 @@ TEST(HuggingFace, Qwen3Moe) {
                   "qwen3_235b_a22b");
 }
 
+TEST(HuggingFace, GreedyRoutingIsNotLimitedByGroups) {
+  // modeling_deepseek.py of DeepSeek-V2: "greedy" takes the top k of all experts.
+  std::string json = kDeepSeekV3;
+  json.replace(json.find("noaux_tc"), 8, "greedy");
+  const Reading reading = read_config(json);
+  ASSERT_EQ(format_problems(reading.problems), "");
+  EXPECT_EQ(reading.model.moe->groups, 1);
+  EXPECT_EQ(reading.model.moe->group_limit, 1);
+  EXPECT_FALSE(reading.model.moe->router_bias);
+}
+
 struct Checkpoint {
   const char* json;
   std::int64_t total;
