@@ -419,7 +419,10 @@ void attention_forward(Chain& c, const Layout& layout) {
   Projections p(c, layout);
   const std::int64_t hidden = c.model().hidden;
   const std::int64_t heads_out = p.o().in;
-  c.norm_forward("attention norm", c.local_tokens(), hidden);
+  // The sum of the previous block's output and the residual stream is part of this kernel: it reads
+  // both and writes both the sum and its norm.
+  const std::int64_t local = kBf16 * c.local_tokens() * hidden;
+  c.stream(StreamingKind::norm_forward, "attention norm", 2 * local, 2 * local);
   p.down_forward();
   p.up_forward();
   exchange_keys(c, layout, CollectiveKind::all_gather, "key-value gather");
@@ -451,8 +454,9 @@ void attention_backward(Chain& c, const Layout& layout) {
   c.add("attention core", attention_core(c, true));
   exchange_keys(c, layout, CollectiveKind::reduce_scatter, "key-value gradient reduce");
   p.backward_input();
-  c.norm_backward("attention norm", c.local_tokens(), hidden);
-  c.residual("attention gradient add");
+  // The residual stream's gradient is added by the same kernel.
+  const std::int64_t local = kBf16 * c.local_tokens() * hidden;
+  c.stream(StreamingKind::norm_backward, "attention norm", 3 * local, local, 2);
 }
 
 // ---------------------------------------------------------------------------------------------------
@@ -546,7 +550,6 @@ void dense_forward(Chain& c, const Layout& layout) {
   f.keep_activation_input();
   c.forward(f.down());
   c.reduce_tokens("ffn reduce", hidden, layout);
-  c.residual("ffn residual");
 }
 
 void dense_backward(Chain& c, const Layout& layout) {

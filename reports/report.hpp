@@ -3,8 +3,9 @@
 
 #include <array>
 #include <cstdint>
-#include <optional>
+#include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "models/scenario.hpp"
@@ -14,10 +15,10 @@
 
 namespace orrery {
 
-/// A partition of a rank's step, in seconds: the parts add up to the step. Within cells, time in which no
-/// compute op runs while a communication op does is exposed communication; the rest of the cell belongs to
-/// its kind. Time outside of cells is bubble, the optimizer's cell (gradient sync, update, parameter
-/// gather) is optimizer.
+/// A partition of a rank's step, in seconds: the parts add up to the step (exactly so in integer
+/// picoseconds; the rules are in reports/attribution.hpp). Time of a cell in which no compute op
+/// runs while a communication op does is exposed communication; the rest of the cell belongs to its
+/// kind; time outside of cells, and waiting within the optimizer's cell, is bubble.
 struct PhaseTimes {
   double forward = 0;
   double backward = 0;  ///< full and input-only backwards
@@ -31,8 +32,8 @@ struct PhaseTimes {
   }
 };
 
-/// The same step cut as ISCA'25 (arXiv 2505.09343) Table 4 does: whole spans of cells, communication
-/// included. 1F, 1B (full and input-only), 1W, 1F1B, bubble, opt.
+/// The same step cut as ISCA'25 (arXiv 2505.09343) Table 4 does: whole cells, exposed communication
+/// included. 1F, 1B (full and input-only), 1W, 1F1B, bubble, opt. These add up to the step, too.
 struct CellTimes {
   double forward = 0;
   double backward = 0;
@@ -40,9 +41,10 @@ struct CellTimes {
   double overlapped = 0;
   double bubble = 0;
   double optimizer = 0;
+  double sum() const { return forward + backward + weight + overlapped + bubble + optimizer; }
 };
 
-/// Mean duration of one cell of a kind on a rank, alone (nothing waited for) and as it ran.
+/// Mean duration of one cell of a kind on a rank as it ran, waiting for peers included.
 struct CellDuration {
   CellKind kind{};
   std::int64_t count = 0;
@@ -50,25 +52,27 @@ struct CellDuration {
 };
 
 struct RankReport {
-  std::uint32_t rank = 0;          ///< simulated rank
+  std::uint32_t rank = 0;  ///< simulated rank
   std::int64_t multiplicity = 1;
-  int position = 0;                ///< pipeline position
-  std::vector<int> stages;         ///< model stages it holds
-  std::int64_t parameters = 0;     ///< resident on this rank
+  int position = 0;             ///< pipeline position
+  std::vector<int> stages;      ///< model stages it holds
+  std::int64_t parameters = 0;  ///< resident on this rank
   PhaseTimes phases_s;
   CellTimes cells_s;
   std::vector<CellDuration> cell_durations;
   std::int64_t memory_peak_bytes = 0;
   double memory_peak_at_s = 0;
   std::array<std::int64_t, kMemoryKinds> memory_at_peak{};
+  std::string memory_peak_in;  ///< name of the op whose allocation reached the peak
 };
 
 struct PriceRow {
-  std::string label;   ///< "routed_up"
-  std::string shape;   ///< describe(shape)
-  std::int64_t count = 0;  ///< executions per step, all simulated ranks weighted by multiplicity / GPUs
-  double time_s = 0;   ///< of one execution
-  double share = 0;    ///< of all priced op time
+  std::string label;       ///< "routed_up"
+  std::string shape;       ///< describe(shape)
+  std::int64_t count = 0;  ///< executions per step on all GPUs; a transfer counts for its sender
+  double time_s = 0;       ///< of one execution
+  double per_gpu_s = 0;    ///< count * time_s / GPUs: mean op time of a GPU, overlapped or not
+  double share = 0;        ///< of all priced op time
   PriceSource source{};
   double spread = 0;
   bool extrapolated = false;
@@ -105,6 +109,7 @@ struct Report {
   std::string plan;  ///< "TP1 CP1 PP16 DP128 EP64 ZeRO-1, dual_pipe, fp8_deepseek"
   std::int64_t gpus = 0;
   std::string device;
+  double peak_flops_per_s = 0;  ///< what MFU refers to: the device's dense BF16 peak
   double step_time_s = 0;
   double tokens_per_step = 0;
   double tokens_per_s_per_gpu = 0;
@@ -118,15 +123,25 @@ struct Report {
   CellTimes cells_s;    ///< mean over ranks
   std::vector<RankReport> ranks;
   std::vector<IsolatedCell> cells;
-  std::vector<PriceRow> prices;                        ///< by share, largest first
-  std::vector<std::pair<std::string, double>> critical_path_s;  ///< phase name -> seconds, largest first
+  std::vector<PriceRow> prices;  ///< by share, largest first
+  std::vector<std::pair<std::string, double>>
+      critical_path_s;  ///< phase name -> seconds, largest first
   double memory_capacity_bytes = 0;
   std::vector<std::string> warnings;
   std::uint64_t fingerprint = 0;
   EngineStatistics engine;
 };
 
+/// `timeline` is a run of `program`, which was built from `scenario`. Does not fill `cells`.
 Report summarise(const Scenario& scenario, const Program& program, const PriceList& prices,
                  const Timeline& timeline);
+
+/// Each kind of cell that each of these pipeline positions runs (distinct in kind and stages, the
+/// first one of the schedule), built, priced and simulated alone.
+std::vector<IsolatedCell> isolated_cells(const Scenario& scenario, std::span<const int> positions);
+
+/// The position whose isolated cells stand for the step: in the middle of the pipeline, away from
+/// embedding and head (V3: 7 of 0..15).
+int middle_position(const Scenario& scenario);
 
 }  // namespace orrery

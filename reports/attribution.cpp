@@ -1,0 +1,205 @@
+#include "reports/attribution.hpp"
+
+#include <algorithm>
+#include <limits>
+#include <numeric>
+#include <span>
+
+namespace orrery {
+
+namespace {
+
+struct Interval {
+  Picoseconds start = 0;
+  Picoseconds end = 0;
+};
+
+constexpr std::size_t kComputeStreams = 2;  // compute and weight_gradient come first
+static_assert(static_cast<int>(StreamKind::compute) == 0 &&
+              static_cast<int>(StreamKind::weight_gradient) == 1);
+
+/// The times of all ops, grouped by stream (in stream order, which is time order).
+struct StreamIntervals {
+  std::vector<std::size_t> begin;  // streams + 1
+  std::vector<Interval> intervals;
+
+  std::span<const Interval> of(std::size_t stream) const {
+    return {intervals.data() + begin[stream], intervals.data() + begin[stream + 1]};
+  }
+};
+
+StreamIntervals group_by_stream(const Program& program, const Timeline& timeline) {
+  StreamIntervals grouped;
+  grouped.begin.assign(program.streams() + 1, 0);
+  for (OpId op{}; op.value < program.size(); ++op) {
+    if (timeline.end_ps[op] == timeline.start_ps[op]) continue;
+    for (const StreamId s : program.streams_of(op)) ++grouped.begin[s.value + 1];
+  }
+  std::partial_sum(grouped.begin.begin(), grouped.begin.end(), grouped.begin.begin());
+  grouped.intervals.resize(grouped.begin.back());
+  std::vector<std::size_t> next(grouped.begin.begin(), grouped.begin.end() - 1);
+  for (OpId op{}; op.value < program.size(); ++op) {
+    if (timeline.end_ps[op] == timeline.start_ps[op]) continue;
+    for (const StreamId s : program.streams_of(op)) {
+      grouped.intervals[next[s.value]++] = {timeline.start_ps[op], timeline.end_ps[op]};
+    }
+  }
+  return grouped;
+}
+
+/// The union of two ascending lists as disjoint ascending intervals. `out` is overwritten.
+void unite(std::span<const Interval> a, std::span<const Interval> b, std::vector<Interval>& out) {
+  out.clear();
+  std::size_t i = 0;
+  std::size_t j = 0;
+  while (i < a.size() || j < b.size()) {
+    const bool from_a = j == b.size() || (i < a.size() && a[i].start <= b[j].start);
+    const Interval& next = from_a ? a[i++] : b[j++];
+    if (!out.empty() && next.start <= out.back().end) {
+      out.back().end = std::max(out.back().end, next.end);
+    } else {
+      out.push_back(next);
+    }
+  }
+}
+
+/// The union of what ran on the streams [first, last).
+void unite_streams(const StreamIntervals& streams, std::size_t first, std::size_t last,
+                   std::vector<Interval>& scratch, std::vector<Interval>& out) {
+  out.clear();
+  for (std::size_t s = first; s < last; ++s) {
+    if (streams.of(s).empty()) continue;
+    unite(out, streams.of(s), scratch);
+    out.swap(scratch);
+  }
+}
+
+/// a \ b, both disjoint ascending. `out` is overwritten.
+void subtract(std::span<const Interval> a, std::span<const Interval> b,
+              std::vector<Interval>& out) {
+  out.clear();
+  std::size_t j = 0;
+  for (const Interval& i : a) {
+    Picoseconds from = i.start;
+    while (j < b.size() && b[j].end <= from) ++j;
+    for (std::size_t k = j; k < b.size() && b[k].start < i.end; ++k) {
+      if (b[k].start > from) out.push_back({from, b[k].start});
+      from = std::max(from, b[k].end);
+    }
+    if (from < i.end) out.push_back({from, i.end});
+  }
+}
+
+/// Length of `window` within disjoint ascending intervals; `next` is where the search goes on,
+/// windows must come in ascending order.
+Picoseconds overlap(const Interval& window, std::span<const Interval> intervals,
+                    std::size_t& next) {
+  while (next < intervals.size() && intervals[next].end <= window.start) ++next;
+  Picoseconds sum = 0;
+  for (std::size_t i = next; i < intervals.size() && intervals[i].start < window.end; ++i) {
+    sum += std::min(intervals[i].end, window.end) - std::max(intervals[i].start, window.start);
+  }
+  return sum;
+}
+
+}  // namespace
+
+std::vector<std::vector<CellSpan>> cell_spans(const Program& program, const Timeline& timeline) {
+  const auto cells = program.cells();
+  std::vector<std::vector<CellSpan>> spans(program.ranks());
+  constexpr auto kNever = std::numeric_limits<std::uint32_t>::max();
+  std::vector<std::uint32_t> last_cell(program.ranks(), kNever);
+  for (std::uint32_t c = 0; c < cells.size(); ++c) {
+    for (OpId op = cells[c].first; op < cells[c].last; ++op) {
+      const Picoseconds start = timeline.start_ps[op];
+      const Picoseconds end = timeline.end_ps[op];
+      if (start == end) continue;
+      for (const StreamId s : program.streams_of(op)) {
+        const std::uint32_t rank = rank_of(s).value;
+        if (last_cell[rank] != c) {
+          last_cell[rank] = c;
+          spans[rank].push_back({c, start, end, start});
+        } else {
+          CellSpan& span = spans[rank].back();
+          span.start_ps = std::min(span.start_ps, start);
+          span.end_ps = std::max(span.end_ps, end);
+        }
+      }
+    }
+  }
+  for (auto& of_rank : spans) {
+    const auto is_optimizer = [&](const CellSpan& s) {
+      return cells[s.cell].kind == CellKind::optimizer;
+    };
+    const auto by_start = [](const CellSpan& a, const CellSpan& b) {
+      return a.start_ps != b.start_ps ? a.start_ps < b.start_ps : a.cell < b.cell;
+    };
+    std::sort(of_rank.begin(), of_rank.end(), by_start);
+    Picoseconds covered_until = 0;
+    for (CellSpan& span : of_rank) {
+      if (is_optimizer(span)) continue;
+      span.owned_from_ps = std::max(span.start_ps, covered_until);
+      covered_until = std::max(covered_until, span.end_ps);
+    }
+    for (CellSpan& span : of_rank) {
+      if (!is_optimizer(span)) continue;
+      span.owned_from_ps = std::max(span.start_ps, covered_until);
+      covered_until = std::max(covered_until, span.end_ps);
+    }
+  }
+  return spans;
+}
+
+Picoseconds Attribution::sum_ps() const {
+  return std::accumulate(covered_ps.begin(), covered_ps.end(), exposed_sum_ps() + bubble_ps);
+}
+
+Picoseconds Attribution::exposed_sum_ps() const {
+  return std::accumulate(exposed_ps.begin(), exposed_ps.end(), Picoseconds{0});
+}
+
+std::vector<Attribution> attribute(const Program& program, const Timeline& timeline,
+                                   const std::vector<std::vector<CellSpan>>& spans) {
+  const auto cells = program.cells();
+  const Picoseconds makespan = timeline.makespan_ps();
+  const StreamIntervals streams = group_by_stream(program, timeline);
+  std::vector<Attribution> result(program.ranks());
+  std::vector<Interval> scratch, compute, communication, exposed, busy;
+  for (std::size_t rank = 0; rank < program.ranks(); ++rank) {
+    const std::size_t first = rank * kStreamsPerRank;
+    const std::size_t last = first + kStreamsPerRank;
+    unite_streams(streams, first, first + kComputeStreams, scratch, compute);
+    unite_streams(streams, first + kComputeStreams, last, scratch, communication);
+    unite(compute, communication, busy);
+    subtract(communication, compute, exposed);
+
+    Attribution& of_rank = result[rank];
+    Picoseconds covered = 0;
+    std::size_t next_exposed = 0;
+    std::size_t next_busy = 0;
+    const auto take = [&](const CellSpan& span) {
+      const auto kind = static_cast<std::size_t>(cells[span.cell].kind);
+      of_rank.span_ps[kind] += span.end_ps - span.start_ps;
+      ++of_rank.cells[kind];
+      const Interval owned{span.owned_from_ps, span.end_ps};
+      if (owned.start >= owned.end) return;
+      Picoseconds length = owned.end - owned.start;
+      if (cells[span.cell].kind == CellKind::optimizer) length = overlap(owned, busy, next_busy);
+      const Picoseconds hidden_by_nothing = overlap(owned, exposed, next_exposed);
+      of_rank.exposed_ps[kind] += hidden_by_nothing;
+      of_rank.covered_ps[kind] += length - hidden_by_nothing;
+      covered += length;
+    };
+    // What the optimizer owns comes after what the others own, so both passes ascend in time.
+    for (const CellSpan& span : spans[rank]) {
+      if (cells[span.cell].kind != CellKind::optimizer) take(span);
+    }
+    for (const CellSpan& span : spans[rank]) {
+      if (cells[span.cell].kind == CellKind::optimizer) take(span);
+    }
+    of_rank.bubble_ps = makespan - covered;
+  }
+  return result;
+}
+
+}  // namespace orrery

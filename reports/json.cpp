@@ -1,0 +1,261 @@
+#include "reports/json.hpp"
+
+#include <fmt/format.h>
+#include <rapidjson/prettywriter.h>
+#include <rapidjson/stringbuffer.h>
+
+#include <cmath>
+
+namespace orrery {
+
+namespace {
+
+using Writer = rapidjson::PrettyWriter<rapidjson::StringBuffer>;
+
+/// Key and value in one call. Numbers that JSON cannot write are null.
+class Object {
+ public:
+  explicit Object(Writer& writer) : writer_(writer) { writer_.StartObject(); }
+  ~Object() { writer_.EndObject(); }
+  Object(const Object&) = delete;
+  Object& operator=(const Object&) = delete;
+
+  void operator()(std::string_view key, double value) {
+    name(key);
+    if (std::isfinite(value)) {
+      writer_.Double(value);
+    } else {
+      writer_.Null();
+    }
+  }
+  void operator()(std::string_view key, std::int64_t value) {
+    name(key);
+    writer_.Int64(value);
+  }
+  void operator()(std::string_view key, int value) { (*this)(key, std::int64_t{value}); }
+  void operator()(std::string_view key, std::uint64_t value) {
+    name(key);
+    writer_.Uint64(value);
+  }
+  void operator()(std::string_view key, bool value) {
+    name(key);
+    writer_.Bool(value);
+  }
+  void operator()(std::string_view key, std::string_view value) {
+    name(key);
+    writer_.String(value.data(), static_cast<rapidjson::SizeType>(value.size()));
+  }
+  void operator()(std::string_view key, const std::string& value) {
+    (*this)(key, std::string_view(value));
+  }
+  void operator()(std::string_view key, const char* value) {
+    (*this)(key, std::string_view(value));
+  }
+
+  /// A nested value follows.
+  Writer& name(std::string_view key) {
+    writer_.Key(key.data(), static_cast<rapidjson::SizeType>(key.size()));
+    return writer_;
+  }
+
+  template <class Rows, class WriteRow>
+  void array(std::string_view key, const Rows& rows, WriteRow write_row) {
+    name(key);
+    writer_.StartArray();
+    for (const auto& row : rows) write_row(row);
+    writer_.EndArray();
+  }
+
+ private:
+  Writer& writer_;
+};
+
+void write_phases(Writer& writer, const PhaseTimes& t) {
+  Object o(writer);
+  o("forward", t.forward);
+  o("backward", t.backward);
+  o("weight", t.weight);
+  o("overlapped", t.overlapped);
+  o("bubble", t.bubble);
+  o("optimizer", t.optimizer);
+  o("exposed_communication", t.exposed_communication);
+}
+
+void write_cells(Writer& writer, const CellTimes& t) {
+  Object o(writer);
+  o("forward", t.forward);
+  o("backward", t.backward);
+  o("weight", t.weight);
+  o("overlapped", t.overlapped);
+  o("bubble", t.bubble);
+  o("optimizer", t.optimizer);
+}
+
+void write_rank(Writer& writer, const RankReport& rank) {
+  Object o(writer);
+  o("rank", std::int64_t{rank.rank});
+  o("multiplicity", rank.multiplicity);
+  o("position", rank.position);
+  o.array("stages", rank.stages, [&](int stage) { writer.Int(stage); });
+  o("parameters", rank.parameters);
+  write_phases(o.name("phases_s"), rank.phases_s);
+  write_cells(o.name("cells_s"), rank.cells_s);
+  o.array("cell_durations", rank.cell_durations, [&](const CellDuration& duration) {
+    Object d(writer);
+    d("kind", name_of(duration.kind));
+    d("count", duration.count);
+    d("mean_s", duration.mean_s);
+  });
+}
+
+void write_memory(Writer& writer, const Report& report) {
+  std::int64_t overall = 0;
+  for (const RankReport& rank : report.ranks) overall = std::max(overall, rank.memory_peak_bytes);
+  Object o(writer);
+  o("overall", overall);
+  o("capacity", report.memory_capacity_bytes);
+  o.array("per_stage", report.ranks, [&](const RankReport& rank) {
+    Object m(writer);
+    m("rank", std::int64_t{rank.rank});
+    m("position", rank.position);
+    m.array("stages", rank.stages, [&](int stage) { writer.Int(stage); });
+    m("peak", rank.memory_peak_bytes);
+    m("at_s", rank.memory_peak_at_s);
+    m("in", rank.memory_peak_in);
+    Object parts(m.name("at_peak"));
+    for (std::size_t k = 0; k < kMemoryKinds; ++k) {
+      parts(name_of(static_cast<MemoryKind>(k)), rank.memory_at_peak[k]);
+    }
+  });
+}
+
+void write_isolated(Writer& writer, const IsolatedCell& cell) {
+  Object o(writer);
+  o("position", cell.position);
+  o("kind", name_of(cell.kind));
+  o("what", cell.what);
+  o("time_s", cell.time_s);
+  o.array("phases", cell.phases, [&](const PhaseSpan& phase) {
+    Object p(writer);
+    p("phase", key_of(phase.phase));
+    p("name", name_of(phase.phase));
+    p("layers", phase.layers);
+    p("mean_span_s", phase.mean_span_s);
+    p("mean_busy_s", phase.mean_busy_s);
+  });
+}
+
+void write_price(Writer& writer, const PriceRow& row) {
+  Object o(writer);
+  o("label", row.label);
+  o("shape", row.shape);
+  o("count", row.count);
+  o("time_s", row.time_s);
+  o("per_gpu_s", row.per_gpu_s);
+  o("share", row.share);
+  o("source", name_of(row.source));
+  o("spread", row.spread);
+  o("extrapolated", row.extrapolated);
+  o("note", row.note);
+}
+
+void write_report(Writer& writer, const Report& report, const JsonOptions& options) {
+  Object o(writer);
+  o("schema_version", kReportSchemaVersion);
+  o("scenario", report.scenario);
+  o("plan", report.plan);
+  o("gpus", report.gpus);
+  o("device", report.device);
+  o("peak_flops_per_s", report.peak_flops_per_s);
+  o("step_time_s", report.step_time_s);
+  o("tokens_per_step", report.tokens_per_step);
+  o("tokens_per_s_per_gpu", report.tokens_per_s_per_gpu);
+  o("tokens_per_day", report.tokens_per_day);
+  o("gpu_hours_per_trillion_tokens", report.gpu_hours_per_trillion_tokens);
+  o("tflops_per_gpu_causal", report.tflops_per_gpu_causal);
+  o("tflops_per_gpu_noncausal", report.tflops_per_gpu_noncausal);
+  o("mfu_causal", report.mfu_causal);
+  o("mfu_noncausal", report.mfu_noncausal);
+  write_phases(o.name("phases_s"), report.phases_s);
+  write_cells(o.name("cells_s"), report.cells_s);
+  o("exposed_communication_s", report.phases_s.exposed_communication);
+  write_memory(o.name("memory_peak_bytes"), report);
+  o.array("critical_path", report.critical_path_s, [&](const auto& item) {
+    Object c(writer);
+    c("phase", item.first);
+    c("time_s", item.second);
+  });
+  o.array("ranks", report.ranks, [&](const RankReport& rank) { write_rank(writer, rank); });
+  o.array("cells", report.cells, [&](const IsolatedCell& cell) { write_isolated(writer, cell); });
+  o.array("prices", report.prices, [&](const PriceRow& row) { write_price(writer, row); });
+  o.array("warnings", report.warnings, [&](const std::string& text) {
+    writer.String(text.c_str(), static_cast<rapidjson::SizeType>(text.size()));
+  });
+  o("fingerprint", fmt::format("{:016x}", report.fingerprint));
+  Object engine(o.name("engine"));
+  engine("operations", report.engine.operations);
+  engine("events", report.engine.events);
+  engine("ranks_simulated", report.engine.ranks_simulated);
+  engine("program_bytes", report.engine.program_bytes);
+  if (options.timing) engine("wall_s", report.engine.wall_s);
+}
+
+}  // namespace
+
+std::string_view key_of(Phase phase) {
+  switch (phase) {
+    case Phase::embedding_forward:
+      return "embedding_forward";
+    case Phase::attn_forward:
+      return "attn_forward";
+    case Phase::mlp_forward:
+      return "mlp_forward";
+    case Phase::dispatch_forward:
+      return "dispatch_forward";
+    case Phase::combine_forward:
+      return "combine_forward";
+    case Phase::head_forward:
+      return "head_forward";
+    case Phase::head_backward:
+      return "head_backward";
+    case Phase::head_weight:
+      return "head_weight";
+    case Phase::combine_backward:
+      return "combine_backward";
+    case Phase::mlp_backward:
+      return "mlp_backward";
+    case Phase::mlp_weight:
+      return "mlp_weight";
+    case Phase::dispatch_backward:
+      return "dispatch_backward";
+    case Phase::attn_backward:
+      return "attn_backward";
+    case Phase::attn_weight:
+      return "attn_weight";
+    case Phase::embedding_backward:
+      return "embedding_backward";
+    case Phase::pipeline_forward:
+      return "pipeline_forward";
+    case Phase::pipeline_backward:
+      return "pipeline_backward";
+    case Phase::tensor_exchange:
+      return "tensor_exchange";
+    case Phase::gradient_sync:
+      return "gradient_sync";
+    case Phase::parameter_gather:
+      return "parameter_gather";
+    case Phase::optimizer:
+      return "optimizer";
+  }
+  return "?";
+}
+
+std::string to_json(const Report& report, const JsonOptions& options) {
+  rapidjson::StringBuffer buffer;
+  Writer writer(buffer);
+  writer.SetIndent(' ', 2);
+  write_report(writer, report, options);
+  return std::string(buffer.GetString(), buffer.GetSize()) + "\n";
+}
+
+}  // namespace orrery

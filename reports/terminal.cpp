@@ -1,0 +1,215 @@
+#include "reports/terminal.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "sim/units.hpp"
+
+namespace orrery {
+
+namespace {
+
+constexpr std::size_t kColumns = 100;
+constexpr std::size_t kMemoryRows = 16;
+constexpr std::size_t kPriceRows = 5;
+constexpr std::size_t kWarnings = 3;
+
+constexpr std::string_view kMemoryLetters = "pgoawc";
+static_assert(kMemoryLetters.size() == kMemoryKinds);
+
+std::string paint(std::string text, std::string_view code, const TerminalOptions& options) {
+  return options.colour ? fmt::format("\x1b[{}m{}\x1b[0m", code, text) : std::move(text);
+}
+constexpr std::string_view kBold = "1";
+constexpr std::string_view kRed = "31";
+constexpr std::string_view kYellow = "33";
+
+std::string head(const Report& r, const TerminalOptions& options) {
+  std::string text = paint(shorten(r.scenario, kColumns), kBold, options) + "\n";
+  text += shorten(fmt::format("{} x {}, {}", r.gpus, r.device, r.plan), kColumns) + "\n\n";
+  text += fmt::format("  {:<16}{:<16}{:<18}{:<16}{}\n", "step time", format_seconds(r.step_time_s),
+                      "tokens/day", format_count(r.tokens_per_day),
+                      fmt::format("{} tokens a step", format_count(r.tokens_per_step)));
+  text += fmt::format(
+      "  {:<16}{:<16}{:<18}{}\n", "tokens/s/GPU", fmt::format("{:.1f}", r.tokens_per_s_per_gpu),
+      "GPU-hours/10^12",
+      fmt::format("{} for a trillion tokens", format_count(r.gpu_hours_per_trillion_tokens)));
+  text += fmt::format(
+      "  {:<16}{:.1f} causal (MFU {:.1f} %), {:.1f} non-causal (MFU {:.1f} %) of {:.1f} dense "
+      "BF16\n",
+      "TFLOPS/GPU", r.tflops_per_gpu_causal, 100 * r.mfu_causal, r.tflops_per_gpu_noncausal,
+      100 * r.mfu_noncausal, r.peak_flops_per_s * 1e-12);
+  return text;
+}
+
+std::string phases(const Report& r, const TerminalOptions& options) {
+  struct Row {
+    const char* name;
+    double time_s;
+    const char* cell;
+    double cell_s;
+  };
+  const PhaseTimes& p = r.phases_s;
+  const CellTimes& c = r.cells_s;
+  const Row rows[] = {
+      {"forward", p.forward, "1F", c.forward},
+      {"backward", p.backward, "1B", c.backward},
+      {"weight gradients", p.weight, "1W", c.weight},
+      {"overlapped F&B", p.overlapped, "1F1B", c.overlapped},
+      {"exposed communication", p.exposed_communication, "", 0},
+      {"optimizer", p.optimizer, "opt", c.optimizer},
+      {"bubble", p.bubble, "bubble", c.bubble},
+      {"step", p.sum(), "step", c.sum()},
+  };
+  std::string text =
+      paint(fmt::format("{:<28}{:>8}{:>9}    {:<34}{:>8}", "Where the step goes, mean of GPUs", "s",
+                        "%", "in whole cells (ISCA'25 Table 4)", "s"),
+            kBold, options) +
+      "\n";
+  for (const Row& row : rows) {
+    std::string line = fmt::format("  {:<26}{:>13.3f}{:>9.1f}", row.name, row.time_s,
+                                   100 * row.time_s / r.step_time_s);
+    if (row.cell[0] != '\0') line += fmt::format("    {:<34}{:>8.3f}", row.cell, row.cell_s);
+    text += line + "\n";
+  }
+  return text;
+}
+
+/// One letter per slice of capacity; what goes beyond it is drawn beyond the bar's end.
+std::string memory_bar(const RankReport& rank, double capacity, std::size_t width) {
+  std::string bar;
+  double until = 0;
+  for (std::size_t k = 0; k < kMemoryKinds; ++k) {
+    until += static_cast<double>(rank.memory_at_peak[k]);
+    const double cells = until / capacity * static_cast<double>(width);
+    const auto end =
+        static_cast<std::size_t>(std::min(std::round(cells), static_cast<double>(2 * width)));
+    if (end > bar.size()) bar.append(end - bar.size(), kMemoryLetters[k]);
+  }
+  if (bar.size() < width) bar.append(width - bar.size(), '.');
+  return bar;
+}
+
+std::string stages_of(const RankReport& rank) {
+  return fmt::format("{}", fmt::join(rank.stages, ","));
+}
+
+std::string memory(const Report& r, const TerminalOptions& options) {
+  // One rank per position (the largest, with all ranks simulated); of many positions the fullest.
+  std::vector<const RankReport*> shown;
+  for (const RankReport& rank : r.ranks) {
+    if (shown.empty() || shown.back()->position != rank.position) {
+      shown.push_back(&rank);
+    } else if (rank.memory_peak_bytes > shown.back()->memory_peak_bytes) {
+      shown.back() = &rank;
+    }
+  }
+  const std::size_t positions = shown.size();
+  if (positions > kMemoryRows) {
+    std::stable_sort(shown.begin(), shown.end(), [](const RankReport* a, const RankReport* b) {
+      return a->memory_peak_bytes > b->memory_peak_bytes;
+    });
+    shown.resize(kMemoryRows);
+    std::stable_sort(shown.begin(), shown.end(), [](const RankReport* a, const RankReport* b) {
+      return a->position < b->position;
+    });
+  }
+  const std::string title =
+      fmt::format("Memory at its peak, of {}{}", format_bytes(r.memory_capacity_bytes),
+                  positions > shown.size()
+                      ? fmt::format(" (the {} fullest of {} positions)", shown.size(), positions)
+                      : "");
+  std::string text = paint(title, kBold, options) +
+                     "   parameters gradients optimizer activations workspace communic.\n";
+  constexpr std::size_t kBar = 64;
+  for (const RankReport* rank : shown) {
+    const bool too_large = static_cast<double>(rank->memory_peak_bytes) > r.memory_capacity_bytes;
+    std::string bar = memory_bar(*rank, r.memory_capacity_bytes, kBar);
+    if (bar.size() > kBar) bar.resize(kBar);
+    std::string line =
+        fmt::format("  {:>4} {:<9}{:>9} |{}|{}", rank->position, shorten(stages_of(*rank), 9),
+                    format_bytes(static_cast<double>(rank->memory_peak_bytes)), bar,
+                    too_large ? " too much" : "");
+    text += too_large ? paint(line, kRed, options) : line;
+    text += "\n";
+  }
+  return text;
+}
+
+std::string costliest(const Report& r, const TerminalOptions& options) {
+  std::string text = paint(fmt::format("{:<68}{:>6}{:>10}  {}",
+                                       "Costliest shapes, per GPU and step", "%", "s", "price is"),
+                           kBold, options) +
+                     "\n";
+  for (std::size_t i = 0; i < std::min(kPriceRows, r.prices.size()); ++i) {
+    const PriceRow& row = r.prices[i];
+    text += fmt::format("  {:<18} {:<47}{:>6.1f}{:>10.3f}  {}{}\n", shorten(row.label, 18),
+                        shorten(row.shape, 46), 100 * row.share, row.per_gpu_s, name_of(row.source),
+                        row.extrapolated ? "*" : "");
+  }
+  return text;
+}
+
+std::string warnings(const Report& r, const TerminalOptions& options) {
+  std::string text;
+  for (std::size_t i = 0; i < std::min(kWarnings, r.warnings.size()); ++i) {
+    text += paint("warning: ", kYellow, options) + r.warnings[i] + "\n";
+  }
+  if (r.warnings.size() > kWarnings) {
+    text += fmt::format("and {} more warnings (see --json)\n", r.warnings.size() - kWarnings);
+  }
+  return text;
+}
+
+}  // namespace
+
+std::string to_terminal(const Report& r, const TerminalOptions& options) {
+  std::string text = head(r, options) + "\n" + phases(r, options) + "\n" + memory(r, options) +
+                     "\n" + costliest(r, options) + warnings(r, options);
+  if (options.timing) {
+    text += fmt::format("{} operations, {} ranks, simulated in {}\n", r.engine.operations,
+                        r.engine.ranks_simulated, format_seconds(r.engine.wall_s));
+  }
+  return text;
+}
+
+std::string format_count(double value) {
+  static constexpr std::string_view kPrefixes[] = {"", " K", " M", " B", " T", " P"};
+  std::size_t prefix = 0;
+  // 999.5 would print as 1000 with three digits.
+  while (std::abs(value) >= 999.5 && prefix + 1 < std::size(kPrefixes)) {
+    value /= 1000;
+    ++prefix;
+  }
+  const int decimals = std::abs(value) >= 99.95 ? 0 : std::abs(value) >= 9.995 ? 1 : 2;
+  return fmt::format("{:.{}f}{}", value, decimals, kPrefixes[prefix]);
+}
+
+std::string format_table(const std::vector<std::vector<std::string>>& rows, std::string_view align,
+                         std::string_view indent) {
+  std::vector<std::size_t> width(align.size(), 0);
+  for (const auto& row : rows) {
+    for (std::size_t c = 0; c < row.size(); ++c) width[c] = std::max(width[c], row[c].size());
+  }
+  std::string text;
+  for (const auto& row : rows) {
+    std::string line(indent);
+    for (std::size_t c = 0; c < row.size(); ++c) {
+      if (c > 0) line += "  ";
+      line += align[c] == 'r' ? fmt::format("{:>{}}", row[c], width[c])
+                              : fmt::format("{:<{}}", row[c], width[c]);
+    }
+    line.erase(line.find_last_not_of(' ') + 1);
+    text += line + "\n";
+  }
+  return text;
+}
+
+std::string shorten(std::string_view text, std::size_t width) {
+  if (text.size() <= width) return std::string(text);
+  return std::string(text.substr(0, width - 2)) + "..";
+}
+
+}  // namespace orrery
