@@ -34,8 +34,8 @@ Scenario read_scenario(const std::string& path);
 Scenario read_scenario_text(std::string text, const std::string& name,
                             const std::string& directory);
 
-/// The resolved scenario as YAML that reads back to the same scenario (defaults filled in; the
-/// profile by its path).
+/// The resolved scenario as YAML, model and cluster inline and defaults filled in. Read from the
+/// directory of the original it gives an equal scenario; the profile is named relative to that.
 std::string to_yaml(const Scenario& scenario);
 
 }  // namespace orrery
