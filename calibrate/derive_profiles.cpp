@@ -691,13 +691,8 @@ const Device kH800Device{
     .bf16_flops_per_s = 989.4e12,
     .fp8_flops_per_s = 1978.9e12,
     .source =
-        "compute and memory of the H100 SXM5 (NVIDIA data sheet, sparse "
-        "figures halved); memory size "
-        "from torch deviceProperties; deepseek-ai/FlashMLA documents name 990 "
-        "TFLOP/s and 3.35 TB/s".source =
-            "compute, memory size and bandwidth of the H100 SXM5 (NVIDIA data sheet, sparse "
-            "figures "
-            "halved); deepseek-ai/FlashMLA documents name 990 TFLOP/s and 3.35 TB/s"};
+        "compute, memory size and bandwidth of the H100 SXM5 (NVIDIA data sheet, sparse figures "
+        "halved); deepseek-ai/FlashMLA documents name 990 TFLOP/s and 3.35 TB/s"};
 const Device kH100Device{.name = "NVIDIA H100 SXM5 80GB",
                          .sms = 132,
                          .memory_bytes = 80e9,

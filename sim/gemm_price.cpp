@@ -101,11 +101,16 @@ bool far_outside(const GemmTable& table, const std::array<double, 4>& x) {
   return false;
 }
 
+/// Dense tensor-core rate of a format; FP32 operands go through TF32 at half of the BF16 rate.
+double peak_flops_per_s(NumberFormat format, const Device& device) {
+  if (format == NumberFormat::fp32) return device.bf16_flops_per_s / 2;
+  const bool fp8 = format == NumberFormat::fp8_block || format == NumberFormat::fp8_tensor;
+  return fp8 && device.fp8_flops_per_s > 0 ? device.fp8_flops_per_s : device.bf16_flops_per_s;
+}
+
 Price roofline(const Gemm& g, int sms, const Profile& profile) {
   const double share = static_cast<double>(sms) / profile.device.sms;
-  const bool fp8 = g.inputs == NumberFormat::fp8_block || g.inputs == NumberFormat::fp8_tensor;
-  const double peak = fp8 && profile.device.fp8_flops_per_s > 0 ? profile.device.fp8_flops_per_s
-                                                                : profile.device.bf16_flops_per_s;
+  const double peak = peak_flops_per_s(g.inputs, profile.device);
   const Shape shape{.work = g, .label = "", .sms = sms};
   const double s = std::max(
       flops_of(shape) / (peak * share),
