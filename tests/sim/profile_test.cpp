@@ -122,6 +122,8 @@ INSTANTIATE_TEST_SUITE_P(
         Malformed{"[[128, 128]]", "[]", "toy.yaml:22:", "no tile"},
         Malformed{"launch: 2 us, memory", "launch: 2 GB, memory", "toy.yaml:23:", "launch"},
         Malformed{"  rope:", "  ropes:", "toy.yaml:36:3", "did you mean 'rope'"},
+        Malformed{"[[128, 128]]", "128", "toy.yaml:22:", "must be a list"},
+        Malformed{"[[128, 128]]", "[[128]]", "toy.yaml:22:", "rows, columns"},
         Malformed{"direction: backward", "direction: sideways", "toy.yaml:30:", "backward"}));
 
 TEST(Profile, ReportsEveryProblemAtOnce) {
