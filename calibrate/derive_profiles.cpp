@@ -14,7 +14,8 @@
 namespace orrery {
 namespace {
 
-constexpr double kPeakSms = 132;  // Hopper SXM
+constexpr double kHopperSms = 132;
+constexpr const char* kHopperExchange = "expert_exchange_hopper.yaml";
 const std::vector<GemmTile> kAnyTile{{128, 256}, {256, 128}, {128, 128}, {128, 112},
                                      {128, 96},  {128, 64},  {64, 128},  {64, 64}};
 // DeepGEMM of February 2025 has blocks of at most 128 x 128 and picks their width, 112 among others
@@ -338,7 +339,7 @@ void add_tritonbench(AttentionTable& table, const std::array<double, 4>& microse
 constexpr const char* kCudnn = "NVIDIA/cudnn-frontend benchmark/sdpa_benchmark_training";
 
 void add_hopper_attention(const std::string& folder, bool this_device, DerivedProfile& out) {
-  const double peak = out.profile.device.bf16_flops_per_s / kPeakSms;
+  const double peak = out.profile.device.bf16_flops_per_s / kHopperSms;
   AttentionTable forward{.id = "hopper-cudnn-fa3-fwd", .inputs = NumberFormat::bf16};
   forward.source = fmt::format(
       "{}, H200, 2026-02-27; FlashAttention-3 figures of Dao-AILab/flash-attention, H100 SXM5 "
@@ -387,7 +388,7 @@ void add_hopper_attention(const std::string& folder, bool this_device, DerivedPr
                        .backward = direction,
                        .derived = !this_device};
     add_cudnn(folder, "NVIDIA H200", "fp8", 132, fp8);
-    fit_attention(fp8, out.profile.device.fp8_flops_per_s / kPeakSms);
+    fit_attention(fp8, out.profile.device.fp8_flops_per_s / kHopperSms);
     out.errors.push_back(leave_one_out(fp8, fp8.id + " (leave one out)"));
     fp8.spread = std::max(out.errors.back().percentile_68, 0.1);
     out.profile.attention.push_back(fp8);
@@ -642,7 +643,7 @@ DerivedProfile start(const std::string& name, const Device& device) {
       "launch hides "
       "0.96 us (pegainfer issue 569, 2026-07-06). Taken as 1.0 us";
   // Inverse of the slowdown of a decode step, scaled to this device's SM count.
-  const double scale = device.sms / kPeakSms;
+  const double scale = device.sms / kHopperSms;
   for (const auto& [sms, slowdown] : std::array<std::pair<double, double>, 6>{
            {{32, 1.33}, {48, 1.21}, {64, 1.09}, {80, 1.08}, {96, 1.06}, {132, 1.0}}}) {
     d.profile.bandwidth_by_sms.emplace_back(static_cast<int>(std::lround(sms * scale)),
@@ -691,13 +692,8 @@ const Device kH800Device{
     .bf16_flops_per_s = 989.4e12,
     .fp8_flops_per_s = 1978.9e12,
     .source =
-        "compute and memory of the H100 SXM5 (NVIDIA data sheet, sparse "
-        "figures halved); memory size "
-        "from torch deviceProperties; deepseek-ai/FlashMLA documents name 990 "
-        "TFLOP/s and 3.35 TB/s".source =
-            "compute, memory size and bandwidth of the H100 SXM5 (NVIDIA data sheet, sparse "
-            "figures "
-            "halved); deepseek-ai/FlashMLA documents name 990 TFLOP/s and 3.35 TB/s"};
+        "compute, memory size and bandwidth of the H100 SXM5 (NVIDIA data sheet, sparse figures "
+        "halved); deepseek-ai/FlashMLA documents name 990 TFLOP/s and 3.35 TB/s"};
 const Device kH100Device{.name = "NVIDIA H100 SXM5 80GB",
                          .sms = 132,
                          .memory_bytes = 80e9,
@@ -798,7 +794,11 @@ std::vector<DerivedProfile> derive_profiles(const std::string& folder) {
     add_streaming(folder, hopper, kH200, "A100", d);
     all.push_back(std::move(d));
   }
-  for (DerivedProfile& d : all) prepare(d.profile);
+  for (DerivedProfile& d : all) {
+    prepare(d.profile);
+    const bool hopper_device = d.profile.device.sms == static_cast<int>(kHopperSms);
+    if (hopper_device) d.expert_exchange = kHopperExchange;
+  }
   return all;
 }
 

@@ -14,6 +14,7 @@ struct DerivedProfile {
   Profile profile;
   std::string comment;  ///< what the file says at its top, without '#'
   std::vector<HeldOutError> errors;
+  std::string expert_exchange;  ///< file with the profile's exchange table, empty: none
 };
 
 /// Profiles made of public kernel benchmarks: h800, h800_deepgemm_2025_04, h100, h200, b200, a100.

@@ -12,9 +12,17 @@
 namespace orrery {
 namespace {
 
+[[noreturn]] void refuse(const std::string& path, int line, const std::string& message) {
+  Problem problem;
+  problem.at.file = path;
+  problem.at.line = line;
+  problem.message = message;
+  throw InputError({problem});
+}
+
 std::string read_all(const std::string& path) {
   gzFile file = gzopen(path.c_str(), "rb");  // also reads files that are not compressed
-  if (file == nullptr) throw InputError({Problem{{path, 0, 0}, "cannot open the file", "", ""}});
+  if (file == nullptr) refuse(path, 0, "cannot open the file");
   std::string content;
   std::array<char, 65536> buffer{};
   int got = 0;
@@ -22,7 +30,7 @@ std::string read_all(const std::string& path) {
     content.append(buffer.data(), static_cast<std::size_t>(got));
   }
   gzclose(file);
-  if (got < 0) throw InputError({Problem{{path, 0, 0}, "cannot decompress the file", "", ""}});
+  if (got < 0) refuse(path, 0, "cannot decompress the file");
   return content;
 }
 
@@ -77,7 +85,7 @@ double TableFile::number(std::size_t row, std::size_t column) const {
 }
 
 void TableFile::fail(std::size_t line, const std::string& message) const {
-  throw InputError({Problem{{path_, static_cast<int>(line), 0}, message, "", ""}});
+  refuse(path_, static_cast<int>(line), message);
 }
 
 }  // namespace orrery

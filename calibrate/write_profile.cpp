@@ -136,6 +136,7 @@ std::string write_profile(const DerivedProfile& derived) {
     w.line(4, "id: {}", r.id);
     w.line(4, "source: {}", quoted(r.source));
   }
+  if (!derived.expert_exchange.empty()) w.line(0, "expert_exchange: {}", derived.expert_exchange);
   return w.take();
 }
 

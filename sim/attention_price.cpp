@@ -28,7 +28,6 @@ namespace {
 
 constexpr std::int64_t kBlock = 128;
 constexpr std::array<double, 4> kWidth{0.5, 0.25, 0.8, 0.2};
-constexpr double kTolerated = 2.0;
 
 std::array<double, 4> position(const AttentionCore& a) {
   return {std::log(static_cast<double>(a.kv_len)), a.causal ? 0.0 : 1.0,
@@ -50,16 +49,7 @@ const AttentionTable* choose_table(const Profile& profile, const AttentionCore& 
 }
 
 bool far_outside(const AttentionTable& table, const std::array<double, 4>& x) {
-  for (const std::size_t i : {0, 3}) {
-    double low = std::numeric_limits<double>::infinity();
-    double high = -low;
-    for (const AttentionPoint& p : table.points) {
-      low = std::min(low, p.at.x[i]);
-      high = std::max(high, p.at.x[i]);
-    }
-    if (x[i] < low - std::log(kTolerated) || x[i] > high + std::log(kTolerated)) return true;
-  }
-  return false;
+  return far_outside(table.box, x, 0) || far_outside(table.box, x, 3);
 }
 
 }  // namespace
@@ -96,6 +86,7 @@ void prepare(AttentionTable& table) {
     p.at.x = position(p.shape);
     p.at.residual = std::log(p.seconds / attention_skeleton_s(table.model, p.shape, p.sms));
   }
+  table.box = box_of(std::span<const AttentionPoint>(table.points));
 }
 
 Price price_attention(const AttentionCore& a, int sms, const Profile& profile) {

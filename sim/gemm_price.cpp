@@ -34,8 +34,6 @@ namespace {
 // Residuals are alike over about a factor of two of each dimension; the number of groups matters
 // less.
 constexpr std::array<double, 4> kWidth{0.6, 0.6, 0.6, 1.2};
-constexpr double kTolerated =
-    2.0;  // factor outside the measured box that is still no extrapolation
 
 std::array<double, 4> position(double m, double n, double k, double groups) {
   return {std::log(m), std::log(n), std::log(k), std::log(groups)};
@@ -88,24 +86,20 @@ const GemmTable* choose_table(const Profile& profile, const Gemm& g) {
 }
 
 bool far_outside(const GemmTable& table, const std::array<double, 4>& x) {
-  const double slack = std::log(kTolerated);
-  for (std::size_t i = 0; i < 3; ++i) {
-    double low = std::numeric_limits<double>::infinity();
-    double high = -low;
-    for (const GemmPoint& p : table.points) {
-      low = std::min(low, p.at.x[i]);
-      high = std::max(high, p.at.x[i]);
-    }
-    if (x[i] < low - slack || x[i] > high + slack) return true;
-  }
-  return false;
+  return far_outside(table.box, x, 0) || far_outside(table.box, x, 1) ||
+         far_outside(table.box, x, 2);
+}
+
+/// Dense tensor-core rate of a format; FP32 operands go through TF32 at half of the BF16 rate.
+double peak_flops_per_s(NumberFormat format, const Device& device) {
+  if (format == NumberFormat::fp32) return device.bf16_flops_per_s / 2;
+  const bool fp8 = format == NumberFormat::fp8_block || format == NumberFormat::fp8_tensor;
+  return fp8 && device.fp8_flops_per_s > 0 ? device.fp8_flops_per_s : device.bf16_flops_per_s;
 }
 
 Price roofline(const Gemm& g, int sms, const Profile& profile) {
   const double share = static_cast<double>(sms) / profile.device.sms;
-  const bool fp8 = g.inputs == NumberFormat::fp8_block || g.inputs == NumberFormat::fp8_tensor;
-  const double peak = fp8 && profile.device.fp8_flops_per_s > 0 ? profile.device.fp8_flops_per_s
-                                                                : profile.device.bf16_flops_per_s;
+  const double peak = peak_flops_per_s(g.inputs, profile.device);
   const Shape shape{.work = g, .label = "", .sms = sms};
   const double s = std::max(
       flops_of(shape) / (peak * share),
@@ -150,6 +144,7 @@ void prepare(GemmTable& table, const Profile& profile) {
     p.at.residual = std::log(
         p.seconds / gemm_skeleton_s(table.model, g, p.sms, bandwidth_share(profile, p.sms)));
   }
+  table.box = box_of(std::span<const GemmPoint>(table.points));
 }
 
 Price price_gemm(const Gemm& g, int sms, const Profile& profile) {

@@ -18,7 +18,7 @@ namespace orrery {
 template <class Point>
 double local_mean(std::span<const Point> points, const std::array<double, 4>& x,
                   const std::array<double, 4>& width) {
-  constexpr double kNegligible = 12.0;  // half a squared distance beyond the nearest: weight 6e-6
+  constexpr double kNegligible = 7.0;  // half a squared distance beyond the nearest: weight 1e-3
   std::array<double, 4> scale{};
   for (std::size_t i = 0; i < 4; ++i) scale[i] = 1 / width[i];
   const auto half_square = [&](const Point& p) {
@@ -41,6 +41,26 @@ double local_mean(std::span<const Point> points, const std::array<double, 4>& x,
     sum += w * p.at.residual;
   }
   return weights > 0 ? sum / weights : 0;
+}
+
+template <class Point>
+LogBox box_of(std::span<const Point> points) {
+  LogBox box;
+  box.low.fill(std::numeric_limits<double>::infinity());
+  box.high.fill(-std::numeric_limits<double>::infinity());
+  for (const Point& p : points) {
+    for (std::size_t i = 0; i < 4; ++i) {
+      box.low[i] = std::min(box.low[i], p.at.x[i]);
+      box.high[i] = std::max(box.high[i], p.at.x[i]);
+    }
+  }
+  return box;
+}
+
+/// More than a factor of two outside the box in coordinate i.
+inline bool far_outside(const LogBox& box, const std::array<double, 4>& x, std::size_t i) {
+  const double slack = std::log(2.0);
+  return x[i] < box.low[i] - slack || x[i] > box.high[i] + slack;
 }
 
 }  // namespace orrery

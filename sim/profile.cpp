@@ -74,6 +74,18 @@ void read_points(MapReader& reader, std::size_t columns, std::string_view what, 
   }
 }
 
+/// The elements of a list; a problem if `node` is there and is none.
+std::vector<Node> elements(const Node& node, std::string_view what, Problems& problems) {
+  std::vector<Node> list;
+  if (node.kind() == Node::Kind::null) return list;
+  if (node.kind() != Node::Kind::sequence) {
+    problems.add(node, fmt::format("{} must be a list", what));
+    return list;
+  }
+  for (std::size_t i = 0; i < node.size(); ++i) list.push_back(node[i]);
+  return list;
+}
+
 std::int64_t whole(double v) {
   return static_cast<std::int64_t>(v);
 }
@@ -96,16 +108,17 @@ GemmModel read_gemm_model(const Node& node, Problems& problems) {
   MapReader r(node, problems, "gemm.model");
   GemmModel m;
   const Node tiles = r.require("tiles");
-  for (std::size_t i = 0; i < tiles.size(); ++i) {
-    if (tiles[i].size() != 2) {
-      problems.add(tiles[i], "a tile is [rows, columns]");
+  for (const Node& tile : elements(tiles, "tiles", problems)) {
+    if (tile.size() != 2) {
+      problems.add(tile, "a tile is [rows, columns]");
       continue;
     }
-    const auto rows = read_integer(tiles[i][0], problems, 1, 4096);
-    const auto columns = read_integer(tiles[i][1], problems, 1, 4096);
+    const auto rows = read_integer(tile[0], problems, 1, 4096);
+    const auto columns = read_integer(tile[1], problems, 1, 4096);
     if (rows && columns) m.tiles.push_back({static_cast<int>(*rows), static_cast<int>(*columns)});
   }
-  if (m.tiles.empty() && tiles.kind() != Node::Kind::null) problems.add(tiles, "no tile is given");
+  if (tiles.kind() == Node::Kind::sequence && tiles.size() == 0)
+    problems.add(tiles, "no tile is given");
   m.flops_per_s_per_sm = r.quantity("sm_rate", Dimension::flops_per_s);
   m.operand_bytes_per_s_per_sm = r.quantity("sm_operand_rate", Dimension::bytes_per_s);
   m.tile_s = r.quantity("tile_overhead", Dimension::seconds);
@@ -225,15 +238,14 @@ void read_bandwidth_by_sms(const Node& node, Profile& profile, Problems& problem
   if (node.kind() == Node::Kind::null) return;
   MapReader r(node, problems, "bandwidth_by_sms");
   profile.bandwidth_by_sms_source = cited(r);
-  const Node points = r.require("points");
-  for (std::size_t i = 0; i < points.size(); ++i) {
-    const auto row = read_row(points[i], 2, "sms, share of the bandwidth", problems);
+  for (const Node& point : elements(r.require("points"), "points", problems)) {
+    const auto row = read_row(point, 2, "sms, share of the bandwidth", problems);
     if (!row) continue;
     const int sms = static_cast<int>((*row)[0]);
     const bool ascends =
         profile.bandwidth_by_sms.empty() ? sms > 0 : sms > profile.bandwidth_by_sms.back().first;
     if (!ascends || (*row)[1] > 1) {
-      problems.add(points[i], "SMs must ascend and shares be at most 1");
+      problems.add(point, "SMs must ascend and shares be at most 1");
       continue;
     }
     profile.bandwidth_by_sms.emplace_back(sms, (*row)[1]);
@@ -268,13 +280,11 @@ Profile read_profile(const Node& node, Problems& problems) {
   profile.launch_gap_s = r.quantity("launch_gap", Dimension::seconds);
   profile.launch_gap_source = r.text("launch_gap_source");
   read_bandwidth_by_sms(r.at("bandwidth_by_sms"), profile, problems);
-  const Node gemms = r.at("gemm");
-  for (std::size_t i = 0; i < gemms.size(); ++i) {
-    profile.gemms.push_back(read_gemm_table(gemms[i], problems));
+  for (const Node& table : elements(r.at("gemm"), "gemm", problems)) {
+    profile.gemms.push_back(read_gemm_table(table, problems));
   }
-  const Node attention = r.at("attention");
-  for (std::size_t i = 0; i < attention.size(); ++i) {
-    profile.attention.push_back(read_attention_table(attention[i], problems));
+  for (const Node& table : elements(r.at("attention"), "attention", problems)) {
+    profile.attention.push_back(read_attention_table(table, problems));
   }
   read_streaming(r.at("streaming"), profile, problems);
   if (r.has("expert_exchange")) profile.exchange = read_exchange(r.at("expert_exchange"), problems);

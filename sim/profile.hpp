@@ -35,6 +35,12 @@ struct LogPosition {
   double residual = 0;        ///< ln(measured / skeleton)
 };
 
+/// The box that a table's points span, in the coordinates of LogPosition.
+struct LogBox {
+  std::array<double, 4> low{};
+  std::array<double, 4> high{};
+};
+
 /// Output tile of a GEMM kernel.
 struct GemmTile {
   int m = 0;
@@ -74,6 +80,7 @@ struct GemmTable {
   double spread = 0;        ///< held-out relative error of the interpolation
   GemmModel model{};
   std::vector<GemmPoint> points{};
+  LogBox box{};  ///< filled by prepare()
 };
 
 struct AttentionPoint {
@@ -100,6 +107,7 @@ struct AttentionTable {
   double spread = 0;
   AttentionModel model{};
   std::vector<AttentionPoint> points{};
+  LogBox box{};  ///< filled by prepare()
 };
 
 /// seconds = launches * launch_s + bytes / bytes_per_s (on all SMs).
@@ -129,8 +137,8 @@ struct Profile {
   ExchangeTable exchange;
 };
 
-/// Fills in what pricing looks up (LogPosition of every point). read_profile calls it; whoever
-/// builds a Profile in memory calls it once all fields are set.
+/// Fills in what pricing looks up (LogPosition of every point, LogBox of every table). read_profile
+/// calls it; whoever builds a Profile in memory calls it once all fields are set.
 void prepare(Profile& profile);
 
 /// Reads scenarios/profiles/*.yaml. Every table must cite its source; problems are located.
