@@ -11,14 +11,20 @@
 namespace orrery {
 namespace {
 
-// Filling a pipeline takes at least one round trip to memory, about 0.6 us on these devices, of which a
-// kernel that keeps loading the next tile hides most.
+// Filling a pipeline takes at least one round trip to memory, about 0.6 us on these devices, of
+// which a kernel that keeps loading the next tile hides most.
 constexpr double kLeastTile_s = 0.1e-6;
-constexpr double kClip = 0.5;  // a point further off than this is an outlier; it counts, but no more
+constexpr double kClip =
+    0.5;  // a point further off than this is an outlier; it counts, but no more
 
 Gemm gemm_of(const GemmTable& table, const GemmPoint& p) {
-  return {.inputs = table.inputs, .pass = table.pass, .accumulate = table.accumulate,
-          .groups = p.groups, .m = p.m, .n = p.n, .k = p.k};
+  return {.inputs = table.inputs,
+          .pass = table.pass,
+          .accumulate = table.accumulate,
+          .groups = p.groups,
+          .m = p.m,
+          .n = p.n,
+          .k = p.k};
 }
 
 std::array<double*, 5> constants(GemmModel& m) {
@@ -72,7 +78,8 @@ void fit_model(GemmTable& table, const std::vector<GemmPoint>& points, const Lim
 
 bool held_out(std::int64_t n, std::int64_t k) {
   // splitmix64 of the pair.
-  std::uint64_t h = static_cast<std::uint64_t>(n) * 0x9e3779b97f4a7c15ULL + static_cast<std::uint64_t>(k);
+  std::uint64_t h =
+      static_cast<std::uint64_t>(n) * 0x9e3779b97f4a7c15ULL + static_cast<std::uint64_t>(k);
   h = (h ^ (h >> 30)) * 0xbf58476d1ce4e5b9ULL;
   h = (h ^ (h >> 27)) * 0x94d049bb133111ebULL;
   return (h ^ (h >> 31)) % 5 == 0;
@@ -107,6 +114,7 @@ HeldOutError summarise(const std::string& family, std::vector<double> ratios) {
   for (double& r : ratios) r = std::abs(r - 1);
   std::sort(ratios.begin(), ratios.end());
   error.median = ratios[ratios.size() / 2];
+  error.percentile_68 = ratios[ratios.size() * 68 / 100];
   error.percentile_90 = ratios[ratios.size() * 9 / 10];
   return error;
 }

@@ -1,6 +1,6 @@
 #pragma once
-// Nelder and Mead, A simplex method for function minimization, Computer Journal 7 (1965): reflection 1,
-// expansion 2, contraction 1/2, shrinkage 1/2.
+// Nelder and Mead, A simplex method for function minimization, Computer Journal 7 (1965):
+// reflection 1, expansion 2, contraction 1/2, shrinkage 1/2.
 
 #include <algorithm>
 #include <cstddef>

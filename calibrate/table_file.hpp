@@ -11,7 +11,8 @@ namespace orrery {
 /// One file in memory. Quoted cells may contain commas; every row has a cell per column.
 class TableFile {
  public:
-  /// Throws InputError when the file cannot be read or a row has another number of cells than the header.
+  /// Throws InputError when the file cannot be read or a row has another number of cells than the
+  /// header.
   explicit TableFile(const std::string& path);
 
   std::size_t size() const { return rows_.size(); }

@@ -271,8 +271,10 @@ Model read_model(const Node& node, Problems& problems, std::vector<std::string>*
   const std::size_t before = problems.size();
   Model model =
       is_hugging_face(node) ? read_hugging_face(node, problems, notes) : read_yaml(node, problems);
-  // On top of a missing or malformed value the rest would only be confusing.
-  if (problems.size() == before) check_dimensions(model, node, problems);
+  // On top of a missing or malformed value the rest would only be confusing. A document that could
+  // not be parsed is no map, and its problem is older.
+  const bool read = problems.size() == before && node.kind() == Node::Kind::map;
+  if (read) check_dimensions(model, node, problems);
   return model;
 }
 

@@ -1,16 +1,17 @@
 // Attention core prices.
 //
-// The skeleton. The kernel gives one block of 128 queries of one head at a time to each SM; the block
-// walks over blocks of 128 keys and skips those that are masked as a whole (a block on the diagonal is
-// computed in full: why short causal sequences are slow). A block takes
+// The skeleton. The kernel gives one block of 128 queries of one head at a time to each SM; the
+// block walks over blocks of 128 keys and skips those that are masked as a whole (a block on the
+// diagonal is computed in full: why short causal sequences are slow). A block takes
 //   block_s + key blocks * 2 * 128 * 128 * depth / flops_per_s_per_sm
-// with depth d_qk + d_v forward and 3 d_qk + 2 d_v backward. Without a mask all blocks are alike and run
-// in waves = ceil(blocks / sms); with one, the long blocks go first and the SMs end together, so the time
-// is the sum over blocks / sms, at least that of the longest. The memory bandwidth only matters for tiny
-// query lengths: the price is never below bytes / peak bandwidth. Compute bound, so an SM share scales it.
+// with depth d_qk + d_v forward and 3 d_qk + 2 d_v backward. Without a mask all blocks are alike
+// and run in waves = ceil(blocks / sms); with one, the long blocks go first and the SMs end
+// together, so the time is the sum over blocks / sms, at least that of the longest. The memory
+// bandwidth only matters for tiny query lengths: the price is never below bytes / peak bandwidth.
+// Compute bound, so an SM share scales it.
 //
-// The residual ln(measured / skeleton) is averaged over points near in ln(kv_len), mask, ln(query rows
-// of all heads) and ln(d_qk + d_v).
+// The residual ln(measured / skeleton) is averaged over points near in ln(kv_len), mask, ln(query
+// rows of all heads) and ln(d_qk + d_v).
 
 #include <fmt/core.h>
 
@@ -35,7 +36,9 @@ std::array<double, 4> position(const AttentionCore& a) {
           std::log(static_cast<double>(a.d_qk + a.d_v))};
 }
 
-double ceil_div(std::int64_t a, std::int64_t b) { return static_cast<double>((a + b - 1) / b); }
+double ceil_div(std::int64_t a, std::int64_t b) {
+  return static_cast<double>((a + b - 1) / b);
+}
 
 const AttentionTable* choose_table(const Profile& profile, const AttentionCore& a) {
   for (const AttentionTable& table : profile.attention) {
@@ -77,8 +80,8 @@ double attention_skeleton_s(const AttentionModel& model, const AttentionCore& a,
     const std::int64_t keys = std::max<std::int64_t>(0, a.kv_len - a.q_len + last_query);
     key_blocks += ceil_div(keys, kBlock);
   }
-  const double total = blocks * model.block_s +
-                       static_cast<double>(a.batch * a.heads) * key_blocks * key_block_s;
+  const double total =
+      blocks * model.block_s + static_cast<double>(a.batch * a.heads) * key_blocks * key_block_s;
   return model.launch_s + std::max(total / sms, model.block_s + longest * key_block_s);
 }
 
@@ -100,8 +103,8 @@ Price price_attention(const AttentionCore& a, int sms, const Profile& profile) {
   ORRERY_CHECK(a.batch > 0 && a.heads > 0 && a.q_len > 0 && a.kv_len > 0 && a.d_qk > 0,
                "attention {}x{} {}x{}", a.batch, a.heads, a.q_len, a.kv_len);
   const Shape shape{.work = a, .label = "", .sms = sms};
-  const double floor_s = bytes_of(shape) / (profile.device.memory_bytes_per_s *
-                                            bandwidth_share(profile, sms));
+  const double floor_s =
+      bytes_of(shape) / (profile.device.memory_bytes_per_s * bandwidth_share(profile, sms));
   const AttentionTable* table = choose_table(profile, a);
   if (table == nullptr) {
     const double share = static_cast<double>(sms) / profile.device.sms;
@@ -109,8 +112,10 @@ Price price_attention(const AttentionCore& a, int sms, const Profile& profile) {
     const double peak = fp8 && profile.device.fp8_flops_per_s > 0 ? profile.device.fp8_flops_per_s
                                                                   : profile.device.bf16_flops_per_s;
     const double s = std::max(flops_of(shape) / (peak * share), floor_s);
-    return {.time_ps = from_seconds(s + profile.launch_gap_s), .source = PriceSource::roofline,
-            .spread = 0.5, .extrapolated = true,
+    return {.time_ps = from_seconds(s + profile.launch_gap_s),
+            .source = PriceSource::roofline,
+            .spread = 0.5,
+            .extrapolated = true,
             .note = fmt::format("no {} attention table: peak rates", name_of(a.inputs))};
   }
   Price price{.spread = table->spread, .note = table->id};

@@ -1,18 +1,22 @@
 // GEMM prices.
 //
-// The skeleton. A kernel cuts D[m,n] into tiles of bm x bn and gives one tile at a time to each SM, so it
-// runs in waves = ceil(tiles / sms) and the last wave costs as much as a full one. A tile takes
+// The skeleton. A kernel cuts D[m,n] into tiles of bm x bn and gives one tile at a time to each SM,
+// so it runs in waves = ceil(tiles / sms) and the last wave costs as much as a full one. A tile
+// takes
 //   tile_s                                         filling and draining the pipeline
-//   + k 2 bm bn / flops_per_s_per_sm               tensor cores (and, for block-scaled FP8, promotion)
+//   + k 2 bm bn / flops_per_s_per_sm               tensor cores (and, for block-scaled FP8,
+//   promotion)
 //   + k (bm + bn) / operand_bytes_per_s_per_sm     loading operands: why small tiles are slow
-//   + bm bn out_bytes sms / bytes_per_s            its share of the store, when all SMs store at once
-// and the kernel launch_s + max(waves * tile time, all bytes / bytes_per_s), for the tile that is best.
-// Only this part knows of SM shares: 112 of 132 SMs enter through the waves and the bandwidth they reach.
+//   + bm bn out_bytes sms / bytes_per_s            its share of the store, when all SMs store at
+//   once
+// and the kernel launch_s + max(waves * tile time, all bytes / bytes_per_s), for the tile that is
+// best. Only this part knows of SM shares: 112 of 132 SMs enter through the waves and the bandwidth
+// they reach.
 //
-// The residual ln(measured / skeleton) is averaged over the points of the table near in ln(m), ln(n),
-// ln(k), ln(groups) (local_mean.hpp), and multiplies the skeleton. A shape that was measured as such on
-// that many SMs has its measured time. The five constants are fitted by calibrate/ per table, on points
-// that held-out layers (n, k) are not among.
+// The residual ln(measured / skeleton) is averaged over the points of the table near in ln(m),
+// ln(n), ln(k), ln(groups) (local_mean.hpp), and multiplies the skeleton. A shape that was measured
+// as such on that many SMs has its measured time. The five constants are fitted by calibrate/ per
+// table, on points that held-out layers (n, k) are not among.
 
 #include <fmt/core.h>
 
@@ -27,9 +31,11 @@
 namespace orrery {
 namespace {
 
-// Residuals are alike over about a factor of two of each dimension; the number of groups matters less.
+// Residuals are alike over about a factor of two of each dimension; the number of groups matters
+// less.
 constexpr std::array<double, 4> kWidth{0.6, 0.6, 0.6, 1.2};
-constexpr double kTolerated = 2.0;  // factor outside the measured box that is still no extrapolation
+constexpr double kTolerated =
+    2.0;  // factor outside the measured box that is still no extrapolation
 
 std::array<double, 4> position(double m, double n, double k, double groups) {
   return {std::log(m), std::log(n), std::log(k), std::log(groups)};
@@ -41,11 +47,18 @@ std::array<double, 4> position(const Gemm& g) {
 }
 
 Gemm gemm_of(const GemmTable& table, const GemmPoint& p) {
-  return {.inputs = table.inputs, .pass = table.pass, .accumulate = table.accumulate,
-          .groups = p.groups, .m = p.m, .n = p.n, .k = p.k};
+  return {.inputs = table.inputs,
+          .pass = table.pass,
+          .accumulate = table.accumulate,
+          .groups = p.groups,
+          .m = p.m,
+          .n = p.n,
+          .k = p.k};
 }
 
-double ceil_div(std::int64_t a, int b) { return static_cast<double>((a + b - 1) / b); }
+double ceil_div(std::int64_t a, int b) {
+  return static_cast<double>((a + b - 1) / b);
+}
 
 /// How far a table is from what is asked for; 0 is the same kernel, none above kUnusable is used.
 constexpr int kUnusable = 100;
@@ -91,15 +104,16 @@ bool far_outside(const GemmTable& table, const std::array<double, 4>& x) {
 Price roofline(const Gemm& g, int sms, const Profile& profile) {
   const double share = static_cast<double>(sms) / profile.device.sms;
   const bool fp8 = g.inputs == NumberFormat::fp8_block || g.inputs == NumberFormat::fp8_tensor;
-  const double peak =
-      fp8 && profile.device.fp8_flops_per_s > 0 ? profile.device.fp8_flops_per_s
-                                                : profile.device.bf16_flops_per_s;
+  const double peak = fp8 && profile.device.fp8_flops_per_s > 0 ? profile.device.fp8_flops_per_s
+                                                                : profile.device.bf16_flops_per_s;
   const Shape shape{.work = g, .label = "", .sms = sms};
-  const double s = std::max(flops_of(shape) / (peak * share),
-                            bytes_of(shape) / (profile.device.memory_bytes_per_s *
-                                               bandwidth_share(profile, sms)));
-  return {.time_ps = from_seconds(s + profile.launch_gap_s), .source = PriceSource::roofline,
-          .spread = 0.5, .extrapolated = true,
+  const double s = std::max(
+      flops_of(shape) / (peak * share),
+      bytes_of(shape) / (profile.device.memory_bytes_per_s * bandwidth_share(profile, sms)));
+  return {.time_ps = from_seconds(s + profile.launch_gap_s),
+          .source = PriceSource::roofline,
+          .spread = 0.5,
+          .extrapolated = true,
           .note = fmt::format("no {} GEMM table: peak rates", name_of(g.inputs))};
 }
 
@@ -113,7 +127,8 @@ double gemm_skeleton_s(const GemmModel& model, const Gemm& g, int sms, double ba
   double best = std::numeric_limits<double>::infinity();
   for (const GemmTile& tile : model.tiles) {
     const double area = static_cast<double>(tile.m) * tile.n;
-    const double tiles = static_cast<double>(g.groups) * ceil_div(g.m, tile.m) * ceil_div(g.n, tile.n);
+    const double tiles =
+        static_cast<double>(g.groups) * ceil_div(g.m, tile.m) * ceil_div(g.n, tile.n);
     const double waves = std::ceil(tiles / sms);
     const double tile_s = model.tile_s + k * 2 * area / model.flops_per_s_per_sm +
                           k * element * (tile.m + tile.n) / model.operand_bytes_per_s_per_sm +
@@ -124,8 +139,7 @@ double gemm_skeleton_s(const GemmModel& model, const Gemm& g, int sms, double ba
 }
 
 double table_seconds(const GemmTable& table, const Gemm& g, int sms, double share) {
-  const double residual =
-      local_mean(std::span<const GemmPoint>(table.points), position(g), kWidth);
+  const double residual = local_mean(std::span<const GemmPoint>(table.points), position(g), kWidth);
   return gemm_skeleton_s(table.model, g, sms, share) * std::exp(residual);
 }
 
@@ -140,8 +154,8 @@ void prepare(GemmTable& table, const Profile& profile) {
 
 Price price_gemm(const Gemm& g, int sms, const Profile& profile) {
   if (sms <= 0) sms = profile.device.sms;
-  ORRERY_CHECK(g.groups > 0 && g.m > 0 && g.n > 0 && g.k > 0, "GEMM {}x {}x{}x{}", g.groups, g.m, g.n,
-               g.k);
+  ORRERY_CHECK(g.groups > 0 && g.m > 0 && g.n > 0 && g.k > 0, "GEMM {}x {}x{}x{}", g.groups, g.m,
+               g.n, g.k);
   const GemmTable* table = choose_table(profile, g);
   if (table == nullptr) return roofline(g, sms, profile);
   const double share = bandwidth_share(profile, sms);
@@ -152,13 +166,12 @@ Price price_gemm(const Gemm& g, int sms, const Profile& profile) {
   for (const GemmPoint& p : table->points) {
     if (p.groups != g.groups || p.m != g.m || p.n != g.n || p.k != g.k || !same_kernel) continue;
     // The same shape; on another number of SMs the skeleton says how the time changes.
-    const double change = p.sms == sms ? 1
-                                       : gemm_skeleton_s(table->model, g, sms, share) /
-                                             gemm_skeleton_s(table->model, g, p.sms,
-                                                             bandwidth_share(profile, p.sms));
+    const double change =
+        p.sms == sms ? 1
+                     : gemm_skeleton_s(table->model, g, sms, share) /
+                           gemm_skeleton_s(table->model, g, p.sms, bandwidth_share(profile, p.sms));
     price.time_ps = from_seconds(p.seconds * change + profile.launch_gap_s);
-    price.source =
-        p.sms == sms && !table->derived ? PriceSource::measured : PriceSource::derived;
+    price.source = p.sms == sms && !table->derived ? PriceSource::measured : PriceSource::derived;
     if (p.sms != sms) price.note += fmt::format(", {}/{} SMs", sms, p.sms);
     return price;
   }
@@ -173,8 +186,8 @@ Price price_gemm(const Gemm& g, int sms, const Profile& profile) {
     price.spread = std::hypot(price.spread, 0.1);
     price.note += g.pass == Pass::backward_weight && table->pass != Pass::backward_weight
                       ? ", weight gradient from forward"
-                      : g.groups > 1 && !table->grouped ? ", grouped from dense"
-                                                        : ", related kernel";
+                  : g.groups > 1 && !table->grouped ? ", grouped from dense"
+                                                    : ", related kernel";
   }
   return price;
 }

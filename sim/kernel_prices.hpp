@@ -1,7 +1,8 @@
 #pragma once
-// Prices of kernels: GEMM, attention core, streaming kernels. Each family has a skeleton, a formula with
-// the physics that makes times jump (tiles, waves of tiles over SMs, memory bandwidth), and what is left
-// over, the residual of measured points against the skeleton, is smooth enough to be averaged locally.
+// Prices of kernels: GEMM, attention core, streaming kernels. Each family has a skeleton, a formula
+// with the physics that makes times jump (tiles, waves of tiles over SMs, memory bandwidth), and
+// what is left over, the residual of measured points against the skeleton, is smooth enough to be
+// averaged locally.
 
 #include "sim/price.hpp"
 
@@ -12,7 +13,8 @@ Price price_gemm(const Gemm& gemm, int sms, const Profile& profile);
 Price price_attention(const AttentionCore& core, int sms, const Profile& profile);
 Price price_streaming(const Streaming& streaming, int sms, const Profile& profile);
 
-/// The skeleton's time in seconds on `sms` SMs, of which the memory bandwidth reaches `bandwidth_share`.
+/// The skeleton's time in seconds on `sms` SMs, of which the memory bandwidth reaches
+/// `bandwidth_share`.
 double gemm_skeleton_s(const GemmModel& model, const Gemm& gemm, int sms, double bandwidth_share);
 double attention_skeleton_s(const AttentionModel& model, const AttentionCore& core, int sms);
 

@@ -13,8 +13,8 @@
 namespace orrery {
 
 /// Mean of `residual` over the points, weighted by exp(-d^2/2) with the distance d in the natural
-/// logarithms of the dimensions, each in units of `width`. Far from every point this tends to the nearest
-/// one, so an extrapolation keeps the last known residual.
+/// logarithms of the dimensions, each in units of `width`. Far from every point this tends to the
+/// nearest one, so an extrapolation keeps the last known residual.
 template <class Point>
 double local_mean(std::span<const Point> points, const std::array<double, 4>& x,
                   const std::array<double, 4>& width) {

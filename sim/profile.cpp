@@ -57,7 +57,8 @@ void read_points(MapReader& reader, std::size_t columns, std::string_view what, 
   const Node points = reader.require("points");
   if (points.kind() == Node::Kind::null) return;
   if (points.kind() != Node::Kind::sequence || points.size() == 0) {
-    reader.problems().add(points, fmt::format("points of {} must be a list of [{}]", reader.what(), what));
+    reader.problems().add(points,
+                          fmt::format("points of {} must be a list of [{}]", reader.what(), what));
     return;
   }
   for (std::size_t i = 0; i < points.size(); ++i) {
@@ -72,7 +73,9 @@ void read_points(MapReader& reader, std::size_t columns, std::string_view what, 
   }
 }
 
-std::int64_t whole(double v) { return static_cast<std::int64_t>(v); }
+std::int64_t whole(double v) {
+  return static_cast<std::int64_t>(v);
+}
 
 Device read_device(const Node& node, Problems& problems) {
   MapReader r(node, problems, "device");
@@ -126,8 +129,13 @@ GemmTable read_gemm_table(const Node& node, Problems& problems) {
   t.spread = r.number("spread", 0, kMaxSpread);
   t.model = read_gemm_model(r.require("model"), problems);
   read_points(r, 6, "groups, m, n, k, sms, microseconds", [&](const std::vector<double>& v) {
-    t.points.push_back({.groups = whole(v[0]), .m = whole(v[1]), .n = whole(v[2]), .k = whole(v[3]),
-                        .sms = static_cast<int>(v[4]), .seconds = v[5] * 1e-6, .at = {}});
+    t.points.push_back({.groups = whole(v[0]),
+                        .m = whole(v[1]),
+                        .n = whole(v[2]),
+                        .k = whole(v[3]),
+                        .sms = static_cast<int>(v[4]),
+                        .seconds = v[5] * 1e-6,
+                        .at = {}});
   });
   r.finish();
   return t;
@@ -147,16 +155,23 @@ AttentionTable read_attention_table(const Node& node, Problems& problems) {
   t.model.block_s = model.quantity("block_overhead", Dimension::seconds);
   t.model.launch_s = model.quantity("launch", Dimension::seconds);
   model.finish();
-  read_points(r, 10,
-              "causal (0 or 1), batch, heads, kv_heads, q_len, kv_len, d_qk, d_v, sms, microseconds",
-              [&](const std::vector<double>& v) {
-                t.points.push_back({.shape = {.inputs = t.inputs, .backward = t.backward,
-                                              .causal = v[0] != 0, .batch = whole(v[1]),
-                                              .heads = whole(v[2]), .kv_heads = whole(v[3]),
-                                              .q_len = whole(v[4]), .kv_len = whole(v[5]),
-                                              .d_qk = whole(v[6]), .d_v = whole(v[7])},
-                                    .sms = static_cast<int>(v[8]), .seconds = v[9] * 1e-6, .at = {}});
-              });
+  read_points(
+      r, 10, "causal (0 or 1), batch, heads, kv_heads, q_len, kv_len, d_qk, d_v, sms, microseconds",
+      [&](const std::vector<double>& v) {
+        t.points.push_back({.shape = {.inputs = t.inputs,
+                                      .backward = t.backward,
+                                      .causal = v[0] != 0,
+                                      .batch = whole(v[1]),
+                                      .heads = whole(v[2]),
+                                      .kv_heads = whole(v[3]),
+                                      .q_len = whole(v[4]),
+                                      .kv_len = whole(v[5]),
+                                      .d_qk = whole(v[6]),
+                                      .d_v = whole(v[7])},
+                            .sms = static_cast<int>(v[8]),
+                            .seconds = v[9] * 1e-6,
+                            .at = {}});
+      });
   r.finish();
   return t;
 }

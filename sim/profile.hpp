@@ -1,7 +1,8 @@
 #pragma once
-// A Profile: what kernels cost on a device. Measured points with provenance; nothing in it is fitted to a
-// run that it is checked against. The files live in scenarios/profiles/ and are derived from public tables
-// by calibrate/ (which states the held-out error) or measured by `orrery calibrate`.
+// A Profile: what kernels cost on a device. Measured points with provenance; nothing in it is
+// fitted to a run that it is checked against. The files live in scenarios/profiles/ and are derived
+// from public tables by calibrate/ (which states the held-out error) or measured by `orrery
+// calibrate`.
 
 #include <array>
 #include <cstdint>
@@ -42,12 +43,12 @@ struct GemmTile {
 
 /// The skeleton that GEMM points are interpolated around (formula in gemm_price.cpp).
 struct GemmModel {
-  std::vector<GemmTile> tiles;              ///< what the library may choose from
-  double flops_per_s_per_sm = 0;            ///< inside the k loop, large tile
-  double operand_bytes_per_s_per_sm = 0;    ///< operands streamed to one SM
-  double tile_s = 0;                        ///< pipeline fill and drain of one tile
-  double launch_s = 0;                      ///< floor of one kernel
-  double bytes_per_s = 0;                   ///< achieved memory bandwidth, all SMs
+  std::vector<GemmTile> tiles;            ///< what the library may choose from
+  double flops_per_s_per_sm = 0;          ///< inside the k loop, large tile
+  double operand_bytes_per_s_per_sm = 0;  ///< operands streamed to one SM
+  double tile_s = 0;                      ///< pipeline fill and drain of one tile
+  double launch_s = 0;                    ///< floor of one kernel
+  double bytes_per_s = 0;                 ///< achieved memory bandwidth, all SMs
 };
 
 /// One measured GEMM: `sms` the SMs it ran on.
@@ -63,16 +64,16 @@ struct GemmPoint {
 
 /// Measured points of one kernel family, all comparable with each other.
 struct GemmTable {
-  std::string id;      ///< "deepgemm-2025-02"
-  std::string source;  ///< citation
+  std::string id{};      ///< "deepgemm-2025-02"
+  std::string source{};  ///< citation
   NumberFormat inputs{};
   Pass pass{};
   bool grouped = false;
   bool accumulate = false;  ///< D += A B with FP32 D
   bool derived = false;     ///< the points are computed from other measurements, as `source` says
   double spread = 0;        ///< held-out relative error of the interpolation
-  GemmModel model;
-  std::vector<GemmPoint> points;
+  GemmModel model{};
+  std::vector<GemmPoint> points{};
 };
 
 struct AttentionPoint {
@@ -91,21 +92,21 @@ struct AttentionModel {
 
 /// One number format and one direction; head dimensions and masks differ from point to point.
 struct AttentionTable {
-  std::string id;
-  std::string source;
+  std::string id{};
+  std::string source{};
   NumberFormat inputs{};
   bool backward = false;
   bool derived = false;
   double spread = 0;
-  AttentionModel model;
-  std::vector<AttentionPoint> points;
+  AttentionModel model{};
+  std::vector<AttentionPoint> points{};
 };
 
 /// seconds = launches * launch_s + bytes / bytes_per_s (on all SMs).
 struct StreamingRate {
   double bytes_per_s = 0;
-  double launch_s = 0;  ///< floor of one launch: what a kernel on a tiny tensor takes
-  bool derived = false;   ///< from another device or another kind, as `source` says
+  double launch_s = 0;   ///< floor of one launch: what a kernel on a tiny tensor takes
+  bool derived = false;  ///< from another device or another kind, as `source` says
   double spread = 0;
   std::string id;
   std::string source;
@@ -115,10 +116,11 @@ struct Profile {
   std::string name;
   std::string file;
   Device device;
-  double launch_gap_s = 0;  ///< between dependent kernels of one stream, added to every compute op's launch
+  double launch_gap_s =
+      0;  ///< between dependent kernels of one stream, added to every compute op's launch
   std::string launch_gap_source;
-  /// Share of full memory bandwidth a streaming kernel reaches on a share of the SMs: points (sms, share).
-  /// Ascending; straight lines between, through (0, 0).
+  /// Share of full memory bandwidth a streaming kernel reaches on a share of the SMs: points (sms,
+  /// share). Ascending; straight lines between, through (0, 0).
   std::vector<std::pair<int, double>> bandwidth_by_sms;
   std::string bandwidth_by_sms_source;
   std::vector<GemmTable> gemms;
@@ -127,8 +129,8 @@ struct Profile {
   ExchangeTable exchange;
 };
 
-/// Fills in what pricing looks up (LogPosition of every point). read_profile calls it; whoever builds a
-/// Profile in memory calls it once all fields are set.
+/// Fills in what pricing looks up (LogPosition of every point). read_profile calls it; whoever
+/// builds a Profile in memory calls it once all fields are set.
 void prepare(Profile& profile);
 
 /// Reads scenarios/profiles/*.yaml. Every table must cite its source; problems are located.

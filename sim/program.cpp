@@ -285,7 +285,7 @@ void ProgramBuilder::reserve(std::size_t ops, std::size_t predecessors) {
   program_.shape_.reserve(ops);
   program_.tag_.reserve(ops);
   program_.stream_begin_.reserve(ops + 1);
-  program_.streams_.reserve(ops);
+  program_.streams_.reserve(ops + ops / 4);  // most ops sit on one stream
   program_.predecessor_begin_.reserve(ops + 1);
   program_.predecessors_.reserve(predecessors);
 }

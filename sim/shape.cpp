@@ -31,8 +31,7 @@ double attended_pairs(const AttentionCore& a) {
 double bytes_of(const Gemm& g) {
   const double element = bytes_per_element(g.inputs);
   // The second operand of a forward or input-gradient GEMM is a weight with one scale per 128x128.
-  const bool weight_blocks =
-      g.inputs == NumberFormat::fp8_block && g.pass != Pass::backward_weight;
+  const bool weight_blocks = g.inputs == NumberFormat::fp8_block && g.pass != Pass::backward_weight;
   const double weight = weight_blocks ? 1 + kScaleBytes / (kBlock * kBlock) : element;
   const double out = g.accumulate ? 8 : g.inputs == NumberFormat::fp32 ? 4 : 2;
   return product({g.groups, g.m, g.k}) * element + product({g.groups, g.k, g.n}) * weight +
@@ -53,67 +52,104 @@ double bytes_of(const AttentionCore& a) {
 
 double bytes_per_element(NumberFormat format) {
   switch (format) {
-    case NumberFormat::fp32: return 4;
-    case NumberFormat::bf16: return 2;
-    case NumberFormat::fp8_tensor: return 1;
-    case NumberFormat::fp8_block: return 1 + kScaleBytes / kBlock;
-    case NumberFormat::e5m6: return 1.5 + kScaleBytes / kBlock;
+    case NumberFormat::fp32:
+      return 4;
+    case NumberFormat::bf16:
+      return 2;
+    case NumberFormat::fp8_tensor:
+      return 1;
+    case NumberFormat::fp8_block:
+      return 1 + kScaleBytes / kBlock;
+    case NumberFormat::e5m6:
+      return 1.5 + kScaleBytes / kBlock;
   }
   return 0;
 }
 
 std::string_view name_of(NumberFormat format) {
   switch (format) {
-    case NumberFormat::fp32: return "fp32";
-    case NumberFormat::bf16: return "bf16";
-    case NumberFormat::fp8_tensor: return "fp8_tensor";
-    case NumberFormat::fp8_block: return "fp8_block";
-    case NumberFormat::e5m6: return "e5m6";
+    case NumberFormat::fp32:
+      return "fp32";
+    case NumberFormat::bf16:
+      return "bf16";
+    case NumberFormat::fp8_tensor:
+      return "fp8_tensor";
+    case NumberFormat::fp8_block:
+      return "fp8_block";
+    case NumberFormat::e5m6:
+      return "e5m6";
   }
   return "?";
 }
 
 std::string_view name_of(Pass pass) {
   switch (pass) {
-    case Pass::forward: return "forward";
-    case Pass::backward_input: return "backward_input";
-    case Pass::backward_weight: return "backward_weight";
+    case Pass::forward:
+      return "forward";
+    case Pass::backward_input:
+      return "backward_input";
+    case Pass::backward_weight:
+      return "backward_weight";
   }
   return "?";
 }
 
 std::string_view name_of(StreamingKind kind) {
   switch (kind) {
-    case StreamingKind::norm_forward: return "norm_forward";
-    case StreamingKind::norm_backward: return "norm_backward";
-    case StreamingKind::quantize: return "quantize";
-    case StreamingKind::dequantize: return "dequantize";
-    case StreamingKind::pack_e5m6: return "pack_e5m6";
-    case StreamingKind::transpose: return "transpose";
-    case StreamingKind::rope: return "rope";
-    case StreamingKind::activation_forward: return "activation_forward";
-    case StreamingKind::activation_backward: return "activation_backward";
-    case StreamingKind::elementwise: return "elementwise";
-    case StreamingKind::copy: return "copy";
-    case StreamingKind::permute: return "permute";
-    case StreamingKind::unpermute: return "unpermute";
-    case StreamingKind::router: return "router";
-    case StreamingKind::embedding_forward: return "embedding_forward";
-    case StreamingKind::embedding_backward: return "embedding_backward";
-    case StreamingKind::cross_entropy: return "cross_entropy";
-    case StreamingKind::optimizer: return "optimizer";
-    case StreamingKind::reduction: return "reduction";
+    case StreamingKind::norm_forward:
+      return "norm_forward";
+    case StreamingKind::norm_backward:
+      return "norm_backward";
+    case StreamingKind::quantize:
+      return "quantize";
+    case StreamingKind::dequantize:
+      return "dequantize";
+    case StreamingKind::pack_e5m6:
+      return "pack_e5m6";
+    case StreamingKind::transpose:
+      return "transpose";
+    case StreamingKind::rope:
+      return "rope";
+    case StreamingKind::activation_forward:
+      return "activation_forward";
+    case StreamingKind::activation_backward:
+      return "activation_backward";
+    case StreamingKind::elementwise:
+      return "elementwise";
+    case StreamingKind::copy:
+      return "copy";
+    case StreamingKind::permute:
+      return "permute";
+    case StreamingKind::unpermute:
+      return "unpermute";
+    case StreamingKind::router:
+      return "router";
+    case StreamingKind::embedding_forward:
+      return "embedding_forward";
+    case StreamingKind::embedding_backward:
+      return "embedding_backward";
+    case StreamingKind::cross_entropy:
+      return "cross_entropy";
+    case StreamingKind::optimizer:
+      return "optimizer";
+    case StreamingKind::reduction:
+      return "reduction";
   }
   return "?";
 }
 
 std::string_view name_of(CollectiveKind kind) {
   switch (kind) {
-    case CollectiveKind::all_reduce: return "all_reduce";
-    case CollectiveKind::all_gather: return "all_gather";
-    case CollectiveKind::reduce_scatter: return "reduce_scatter";
-    case CollectiveKind::all_to_all: return "all_to_all";
-    case CollectiveKind::broadcast: return "broadcast";
+    case CollectiveKind::all_reduce:
+      return "all_reduce";
+    case CollectiveKind::all_gather:
+      return "all_gather";
+    case CollectiveKind::reduce_scatter:
+      return "reduce_scatter";
+    case CollectiveKind::all_to_all:
+      return "all_to_all";
+    case CollectiveKind::broadcast:
+      return "broadcast";
   }
   return "?";
 }
@@ -167,8 +203,9 @@ std::string describe(const Shape& shape) {
                          launches);
     }
     std::string operator()(const ExpertExchange& e) const {
-      return fmt::format("{} {} {} tokens x {}, top {} of {}, {} GPUs", e.combine ? "combine" : "dispatch",
-                         name_of(e.format), e.tokens, e.hidden, e.top_k, e.experts, e.ep);
+      return fmt::format("{} {} {} tokens x {}, top {} of {}, {} GPUs",
+                         e.combine ? "combine" : "dispatch", name_of(e.format), e.tokens, e.hidden,
+                         e.top_k, e.experts, e.ep);
     }
     std::string operator()(const Collective& c) const {
       return fmt::format("{} {} B, {} ranks ({} a node)", name_of(c.kind), c.bytes, c.ranks,

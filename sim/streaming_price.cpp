@@ -1,5 +1,6 @@
-// Prices of kernels that do little but move bytes: launches * (launch_s + gap) + bytes / bandwidth, the
-// bandwidth being what this kind reaches on the whole device times the share that fewer SMs can draw.
+// Prices of kernels that do little but move bytes: launches * (launch_s + gap) + bytes / bandwidth,
+// the bandwidth being what this kind reaches on the whole device times the share that fewer SMs can
+// draw.
 
 #include <fmt/core.h>
 
@@ -33,14 +34,17 @@ Price price_streaming(const Streaming& s, int sms, const Profile& profile) {
   const double share = bandwidth_share(profile, sms);
   const auto found = profile.streaming.find(s.kind);
   if (found == profile.streaming.end()) {
-    const double seconds = launches * profile.launch_gap_s +
-                           bytes / (profile.device.memory_bytes_per_s * share);
-    return {.time_ps = from_seconds(seconds), .source = PriceSource::roofline, .spread = 0.5,
-            .extrapolated = true, .note = fmt::format("no {} rate: peak bandwidth", name_of(s.kind))};
+    const double seconds =
+        launches * profile.launch_gap_s + bytes / (profile.device.memory_bytes_per_s * share);
+    return {.time_ps = from_seconds(seconds),
+            .source = PriceSource::roofline,
+            .spread = 0.5,
+            .extrapolated = true,
+            .note = fmt::format("no {} rate: peak bandwidth", name_of(s.kind))};
   }
   const StreamingRate& rate = found->second;
-  const double seconds = launches * (rate.launch_s + profile.launch_gap_s) +
-                         bytes / (rate.bytes_per_s * share);
+  const double seconds =
+      launches * (rate.launch_s + profile.launch_gap_s) + bytes / (rate.bytes_per_s * share);
   Price price{.time_ps = from_seconds(seconds), .spread = rate.spread, .note = rate.id};
   price.source =
       rate.derived || sms != profile.device.sms ? PriceSource::derived : PriceSource::interpolated;

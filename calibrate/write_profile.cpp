@@ -1,0 +1,142 @@
+#include <fmt/core.h>
+#include <fmt/format.h>
+
+#include <iterator>
+#include <string>
+
+#include "calibrate/derive_profiles.hpp"
+
+namespace orrery {
+namespace {
+
+std::string quoted(const std::string& text) {
+  std::string out = "\"";
+  for (const char c : text) {
+    if (c == '"' || c == '\\') out += '\\';
+    out += c;
+  }
+  return out + "\"";
+}
+
+class Writer {
+ public:
+  template <class... T>
+  void line(int indent, fmt::format_string<T...> format, T&&... arguments) {
+    text_.append(static_cast<std::size_t>(indent), ' ');
+    fmt::format_to(std::back_inserter(text_), format, std::forward<T>(arguments)...);
+    text_ += '\n';
+  }
+  std::string take() { return std::move(text_); }
+
+ private:
+  std::string text_;
+};
+
+std::string rate(double bytes_per_s) {
+  return fmt::format("{:.5g} GB/s", bytes_per_s / 1e9);
+}
+std::string time(double s) {
+  return fmt::format("{:.4g} us", s * 1e6);
+}
+std::string flops(double flops_per_s) {
+  return fmt::format("{:.5g} TFLOP/s", flops_per_s / 1e12);
+}
+
+void write(Writer& w, const GemmTable& t) {
+  w.line(2, "- id: {}", t.id);
+  w.line(4, "source: {}", quoted(t.source));
+  w.line(4, "inputs: {}", name_of(t.inputs));
+  w.line(4, "pass: {}", name_of(t.pass));
+  w.line(4, "grouped: {}", t.grouped);
+  w.line(4, "accumulate: {}", t.accumulate);
+  w.line(4, "derived: {}", t.derived);
+  w.line(4, "spread: {:.3f}", t.spread);
+  w.line(4, "model:");
+  std::string tiles;
+  for (const GemmTile& tile : t.model.tiles) {
+    tiles += fmt::format("{}[{}, {}]", tiles.empty() ? "" : ", ", tile.m, tile.n);
+  }
+  w.line(6, "tiles: [{}]", tiles);
+  w.line(6, "sm_rate: {}", flops(t.model.flops_per_s_per_sm));
+  w.line(6, "sm_operand_rate: {}", rate(t.model.operand_bytes_per_s_per_sm));
+  w.line(6, "tile_overhead: {}", time(t.model.tile_s));
+  w.line(6, "launch: {}", time(t.model.launch_s));
+  w.line(6, "memory_bandwidth: {}", rate(t.model.bytes_per_s));
+  w.line(4, "points:  # [groups, m, n, k, sms, microseconds]");
+  for (const GemmPoint& p : t.points) {
+    w.line(6, "- [{}, {}, {}, {}, {}, {:.6g}]", p.groups, p.m, p.n, p.k, p.sms, p.seconds * 1e6);
+  }
+}
+
+void write(Writer& w, const AttentionTable& t) {
+  w.line(2, "- id: {}", t.id);
+  w.line(4, "source: {}", quoted(t.source));
+  w.line(4, "inputs: {}", name_of(t.inputs));
+  w.line(4, "direction: {}", t.backward ? "backward" : "forward");
+  w.line(4, "derived: {}", t.derived);
+  w.line(4, "spread: {:.3f}", t.spread);
+  w.line(4, "model:");
+  w.line(6, "sm_rate: {}", flops(t.model.flops_per_s_per_sm));
+  w.line(6, "block_overhead: {}", time(t.model.block_s));
+  w.line(6, "launch: {}", time(t.model.launch_s));
+  w.line(
+      4,
+      "points:  # [causal, batch, heads, kv_heads, q_len, kv_len, d_qk, d_v, sms, microseconds]");
+  for (const AttentionPoint& p : t.points) {
+    const AttentionCore& a = p.shape;
+    w.line(6, "- [{}, {}, {}, {}, {}, {}, {}, {}, {}, {:.6g}]", a.causal ? 1 : 0, a.batch, a.heads,
+           a.kv_heads, a.q_len, a.kv_len, a.d_qk, a.d_v, p.sms, p.seconds * 1e6);
+  }
+}
+
+}  // namespace
+
+std::string write_profile(const DerivedProfile& derived) {
+  const Profile& p = derived.profile;
+  Writer w;
+  w.line(0, "# Written by orrery_derive; change calibrate/derive_profiles.cpp, not this file.");
+  std::size_t start = 0;
+  while (start < derived.comment.size()) {
+    const std::size_t end = std::min(derived.comment.find('\n', start), derived.comment.size());
+    w.line(0, "# {}", derived.comment.substr(start, end - start));
+    start = end + 1;
+  }
+  if (!derived.errors.empty()) w.line(0, "# |predicted / measured - 1| on points not used:");
+  for (const HeldOutError& e : derived.errors) {
+    w.line(0,
+           "#   {:<34} {:>5} points, median {:4.1f} %, 90th percentile {:4.1f} %, bias {:+.1f} %",
+           e.family, e.points, 100 * e.median, 100 * e.percentile_90, 100 * e.bias);
+  }
+  w.line(0, "name: {}", p.name);
+  w.line(0, "device:");
+  w.line(2, "name: {}", quoted(p.device.name));
+  w.line(2, "sms: {}", p.device.sms);
+  w.line(2, "memory: {:.12g} B", p.device.memory_bytes);
+  w.line(2, "memory_bandwidth: {}", rate(p.device.memory_bytes_per_s));
+  w.line(2, "bf16: {}", flops(p.device.bf16_flops_per_s));
+  if (p.device.fp8_flops_per_s > 0) w.line(2, "fp8: {}", flops(p.device.fp8_flops_per_s));
+  w.line(2, "source: {}", quoted(p.device.source));
+  w.line(0, "launch_gap: {}", time(p.launch_gap_s));
+  w.line(0, "launch_gap_source: {}", quoted(p.launch_gap_source));
+  w.line(0, "bandwidth_by_sms:");
+  w.line(2, "source: {}", quoted(p.bandwidth_by_sms_source));
+  w.line(2, "points:");
+  for (const auto& [sms, share] : p.bandwidth_by_sms) w.line(4, "- [{}, {:.4g}]", sms, share);
+  w.line(0, "gemm:");
+  for (const GemmTable& t : p.gemms) write(w, t);
+  w.line(0, "attention:");
+  for (const AttentionTable& t : p.attention) write(w, t);
+  w.line(0, "streaming:");
+  for (const auto& [kind, r] : p.streaming) {
+    w.line(2, "{}:", name_of(kind));
+    w.line(4, "bandwidth: {}", rate(r.bytes_per_s));
+    w.line(4, "launch: {}", time(r.launch_s));
+    w.line(4, "derived: {}", r.derived);
+    w.line(4, "spread: {:.3f}", r.spread);
+    w.line(4, "id: {}", r.id);
+    w.line(4, "source: {}", quoted(r.source));
+  }
+  return w.take();
+}
+
+}  // namespace orrery
