@@ -1,6 +1,6 @@
 #pragma once
-// The machines: nodes of GPUs with NVLink inside and a NIC per GPU outside, as far as the formulas for
-// collectives need it. The fabric as a graph is a later concern of this file's neighbours.
+// The machines: nodes of GPUs with NVLink inside and a NIC per GPU outside, as far as the formulas
+// for collectives need it. The fabric as a graph is a later concern of this file's neighbours.
 
 #include <cstdint>
 #include <string>
@@ -9,8 +9,8 @@
 
 namespace orrery {
 
-/// A point-to-point path: time(bytes) = latency_s + bytes / bandwidth. `bandwidth_bytes_per_s` is per
-/// direction and per GPU, and achieved, not nominal; `source` says who achieved it.
+/// A point-to-point path: time(bytes) = latency_s + bytes / bandwidth. `bandwidth_bytes_per_s` is
+/// per direction and per GPU, and achieved, not nominal; `source` says who achieved it.
 struct LinkRate {
   double bandwidth_bytes_per_s = 0;
   double latency_s = 0;
@@ -19,15 +19,33 @@ struct LinkRate {
   friend bool operator==(const LinkRate&, const LinkRate&) = default;
 };
 
+/// What a collective costs besides bytes over bandwidth. A pipelined transfer of w bytes over a
+/// path of rate B takes (w + 2 sqrt(w w0)) / B, w0 = pipeline bytes: the best chunk size balances
+/// the filling of the pipeline against the cost per chunk, and both then grow with the root of w.
+struct CollectiveRates {
+  double base_s = 0;        ///< of every collective: launch and synchronisation
+  double nvlink_hop_s = 0;  ///< per step of a ring inside a node
+  double nvlink_pipeline_bytes = 0;
+  double nvls_share = 0;          ///< rate through NVSwitch reduction over the ring's rate
+  double nic_tree_hop_s = 0;      ///< per level of the tree over nodes, each way
+  double nic_ring_hop_s = 0;      ///< per step of a ring over nodes
+  double nic_peer_s = 0;          ///< per peer on another node (all-to-all)
+  double nic_pipeline_bytes = 0;  ///< per NIC and level of the tree
+  double spread = 0;              ///< held-out relative error inside a node
+  double nic_spread = 0;          ///< and across nodes
+  std::string source;
+};
+
 struct Cluster {
   std::string name;
   std::int64_t nodes = 1;
   std::int64_t gpus_per_node = 8;
-  LinkRate nvlink;  ///< GPU to GPU in a node
-  LinkRate nic;     ///< GPU to GPU across nodes, one NIC per GPU
+  LinkRate nvlink;                     ///< GPU to GPU in a node
+  LinkRate nic;                        ///< GPU to GPU across nodes, one NIC per GPU
   double nvlink_peak_bytes_per_s = 0;  ///< nominal, per direction
   double nic_peak_bytes_per_s = 0;     ///< nominal, per direction
   bool nvls = false;                   ///< NVSwitch reduces in the network (NVLink SHARP)
+  CollectiveRates collectives;
   std::string profile;  ///< path of the device profile, resolved against the cluster file
 
   std::int64_t gpus() const { return nodes * gpus_per_node; }
@@ -35,6 +53,8 @@ struct Cluster {
   friend bool operator==(const Cluster&, const Cluster&) = default;
 };
 
+/// Reads scenarios/clusters/*.yaml. Every rate must cite its source; `nic` may be absent with one
+/// node.
 Cluster read_cluster(const Node& node, Problems& problems);
 
 }  // namespace orrery

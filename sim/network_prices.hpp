@@ -5,9 +5,18 @@
 
 namespace orrery {
 
+/// Dispatch or combine of `sms` SMs (0: all of the device): the formula of ExchangeCost with the
+/// cluster's link rates, times measured over formula where the profile has points of a machine with
+/// these links.
 Price price_exchange(const ExpertExchange& exchange, int sms, const Profile& profile,
                      const Cluster& cluster);
+
+/// NCCL: ring or NVLS inside a node, across nodes a tree or rings on the NICs of all members.
+/// CollectiveRates has the form of the terms; bytes moved per rank are nccl-tests' bus-bandwidth
+/// factors.
 Price price_collective(const Collective& collective, const Cluster& cluster);
+
+/// One message on NVLink or on one NIC.
 Price price_send(const Send& send, const Cluster& cluster);
 
 }  // namespace orrery

@@ -182,12 +182,8 @@ TEST(ReadModel, AbsurdDenseModelIsAProblem) {
 }
 
 TEST(ReadModel, SomethingElseThanAMapIsAProblem) {
-<<<<<<< HEAD
   for (const char* text : {"", "3", "[1, 2]", "attention: 3", "moe:", "layers: {}",
                            "\"name\": \"unclosed", "{\"a\": 1"}) {
-=======
-  for (const char* text : {"", "3", "[1, 2]", "attention: 3", "moe:", "layers: {}"}) {
->>>>>>> scenario
     EXPECT_FALSE(read_text(text).problems.empty()) << text;
   }
 }

@@ -1,0 +1,366 @@
+#include "sim/network_prices.hpp"
+
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <optional>
+
+#include "sim/check.hpp"
+
+namespace orrery {
+namespace {
+
+/// CollectiveRates says where this form comes from.
+double pipelined_s(double bytes, double pipeline_bytes, double bytes_per_s) {
+  return (bytes + 2 * std::sqrt(bytes * pipeline_bytes)) / bytes_per_s;
+}
+
+// ---- expert exchange
+
+struct Links {
+  double nvlink_bytes_per_s = 0;
+  double nic_bytes_per_s = 0;
+};
+
+/// The bytes one GPU's tokens put on each kind of link, per direction.
+struct ExchangeBytes {
+  double token = 0;  ///< of one token
+  double nvlink = 0;
+  double nic = 0;
+  double nodes = 0;  ///< distinct, per token, own included
+  double gpus = 0;
+};
+
+ExchangeBytes bytes_of_exchange(const ExpertExchange& e) {
+  const double nodes = std::max(1.0, static_cast<double>(e.ep / e.gpus_per_node));
+  const double per_node = static_cast<double>(e.ep) / nodes;
+  ExchangeBytes b;
+  b.token = static_cast<double>(e.hidden) * bytes_per_element(e.format);
+  b.nodes = mean_nodes_per_token(e);
+  b.gpus = mean_gpus_per_token(e);
+  const double all = static_cast<double>(e.tokens) * b.token;
+  // Every GPU of the group is as likely as another, so 1/G of the copies in a node stay on the GPU
+  // that received the token, and 1/N of the nodes are the token's own.
+  b.nvlink = all * b.gpus * (per_node - 1) / per_node;
+  b.nic = all * b.nodes * (nodes - 1) / nodes;
+  return b;
+}
+
+double cost_per_copy_s(const ExchangeCost& cost, double token_bytes) {
+  return cost.copy_s + token_bytes / cost.copy_bytes_per_s;
+}
+
+/// SM-seconds, in one node or across nodes.
+double sm_work_s(const ExpertExchange& e, const ExchangeCost& cost, const ExchangeBytes& b) {
+  const auto tokens = static_cast<double>(e.tokens);
+  if (b.nic > 0) {
+    constexpr double kReferenceHidden = 7168;
+    const double scale = cost_per_copy_s(cost, b.token) /
+                         cost_per_copy_s(cost, kReferenceHidden * bytes_per_element(e.format));
+    return tokens * (cost.remote_token_s + b.nodes * cost.remote_node_s) * scale;
+  }
+  const double per_token =
+      cost.token_s + (cost.token_bytes_per_s > 0 ? b.token / cost.token_bytes_per_s : 0);
+  return tokens * (per_token + b.gpus * cost_per_copy_s(cost, b.token));
+}
+
+struct ExchangeTime {
+  double seconds = 0;
+  const char* limit = "";
+};
+
+ExchangeTime exchange_time(const ExpertExchange& e, int sms, const ExchangeCost& cost,
+                           const Links& links) {
+  const ExchangeBytes b = bytes_of_exchange(e);
+  const bool remote = b.nic > 0;
+  const double sm_s = sm_work_s(e, cost, b) / sms;
+  const double nvlink_s = b.nvlink / (links.nvlink_bytes_per_s * cost.nvlink_share);
+  const double nic_s = remote ? b.nic / (links.nic_bytes_per_s * cost.nic_share) : 0;
+  const double slowest = std::max({sm_s, nvlink_s, nic_s});
+  const double pipeline_s = remote ? cost.remote_pipeline_s : cost.pipeline_s;
+  ExchangeTime time;
+  time.seconds = slowest + 2 * std::sqrt(pipeline_s * slowest) +
+                 (remote ? cost.remote_latency_s : cost.latency_s);
+  time.limit = slowest == sm_s ? "SMs" : slowest == nvlink_s ? "NVLink" : "NIC";
+  return time;
+}
+
+bool near(double a, double b, double tolerance) {
+  return std::abs(a / b - 1) <= tolerance;
+}
+
+const ExchangeMachine* machine_like(const ExchangeTable& table, const Links& links) {
+  for (const ExchangeMachine& machine : table.machines) {
+    if (near(machine.nvlink_bytes_per_s, links.nvlink_bytes_per_s, 0.05) &&
+        near(machine.nic_bytes_per_s, links.nic_bytes_per_s, 0.05)) {
+      return &machine;
+    }
+  }
+  return nullptr;
+}
+
+/// How far apart two exchanges are in everything but the size of the group.
+double distance(const ExchangePoint& point, const ExpertExchange& e, int sms) {
+  const auto log_ratio = [](double a, double b) { return std::abs(std::log2(a / b)); };
+  const auto d = [](std::int64_t v) { return static_cast<double>(v); };
+  const ExpertExchange& p = point.shape;
+  return log_ratio(d(p.tokens), d(e.tokens)) + log_ratio(d(p.hidden), d(e.hidden)) +
+         log_ratio(d(p.top_k), d(e.top_k)) + log_ratio(d(p.experts), d(e.experts)) +
+         log_ratio(point.sms, sms) + (p.format == e.format ? 0 : 1);
+}
+
+/// Measured over formula at the neighbouring group sizes, interpolated over log ep.
+struct Correction {
+  double ratio = 1;
+  bool exact = false;    ///< a point is this very exchange
+  bool between = false;  ///< group size inside the points' range, all else close
+};
+
+Correction correction(const ExpertExchange& e, int sms, const ExchangeMachine& machine,
+                      const ExchangeCost& cost) {
+  const ExchangePoint* below = nullptr;
+  const ExchangePoint* above = nullptr;
+  const auto better = [&](const ExchangePoint& a, const ExchangePoint* b) {
+    if (b == nullptr || a.shape.ep != b->shape.ep) {
+      return b == nullptr || std::abs(a.shape.ep - e.ep) < std::abs(b->shape.ep - e.ep);
+    }
+    return distance(a, e, sms) < distance(*b, e, sms);
+  };
+  for (const ExchangePoint& point : machine.points) {
+    // A group inside a node runs another kernel than one across nodes.
+    const bool same_kernel =
+        (point.shape.ep > point.shape.gpus_per_node) == (e.ep > e.gpus_per_node);
+    if (point.shape.combine != e.combine || !same_kernel) continue;
+    if (point.shape.ep <= e.ep && better(point, below)) below = &point;
+    if (point.shape.ep >= e.ep && better(point, above)) above = &point;
+  }
+  Correction result;
+  if (below == nullptr && above == nullptr) return result;
+  result.between = below != nullptr && above != nullptr;
+  if (below == nullptr) below = above;
+  if (above == nullptr) above = below;
+
+  const Links links{machine.nvlink_bytes_per_s, machine.nic_bytes_per_s};
+  const auto ratio_at = [&](const ExchangePoint& point) {
+    return point.seconds / exchange_time(point.shape, point.sms, cost, links).seconds;
+  };
+  const double low = ratio_at(*below);
+  result.ratio = low;
+  if (above->shape.ep != below->shape.ep) {
+    const auto log_ep = [](const ExchangePoint& p) { return std::log(double(p.shape.ep)); };
+    const double x = (std::log(double(e.ep)) - log_ep(*below)) / (log_ep(*above) - log_ep(*below));
+    result.ratio = low + x * (ratio_at(*above) - low);
+  }
+  const double off = std::max(distance(*below, e, sms), distance(*above, e, sms));
+  ExpertExchange same = e;
+  same.new_layout = below->shape.new_layout;
+  result.exact = below == above && below->shape == same && below->sms == sms;
+  result.between = result.between && off <= 1.5;
+  return result;
+}
+
+bool outside(const std::vector<std::int64_t>& range, std::int64_t value) {
+  return 2 * value < range[0] || value > 2 * range[1];
+}
+
+// ---- collectives
+
+/// A group laid over nodes.
+struct Group {
+  double ranks = 1;
+  double per_node = 1;
+  double nodes = 1;
+};
+
+double ring_bytes(double bytes, double ranks) {
+  return bytes * (ranks - 1) / ranks;
+}
+
+/// Slowest link of a ring through all members: NVLink inside, all members' NICs side by side
+/// outside.
+double ring_rate(const Group& g, const Cluster& c) {
+  const double nics = g.per_node * c.nic.bandwidth_bytes_per_s;
+  return g.per_node > 1 ? std::min(c.nvlink.bandwidth_bytes_per_s, nics) : nics;
+}
+
+/// All-reduce inside a node without its latency: ring, or reduction in the switch, whichever is
+/// faster. NVLS moves S up and S/n down, then S/n up and S down (NCCL maintainer, nccl issue 1083),
+/// which is S (1 + 1/n) per direction; NCCL uses it above 4 GPUs.
+double node_all_reduce_s(double bytes, double ranks, const Cluster& c) {
+  const CollectiveRates& r = c.collectives;
+  const double ring = pipelined_s(2 * ring_bytes(bytes, ranks), r.nvlink_pipeline_bytes,
+                                  c.nvlink.bandwidth_bytes_per_s);
+  if (!c.nvls || ranks <= 4) return ring;
+  const double nvls = pipelined_s(bytes * (1 + 1 / ranks), r.nvlink_pipeline_bytes * r.nvls_share,
+                                  c.nvlink.bandwidth_bytes_per_s * r.nvls_share);
+  return std::min(ring, nvls);
+}
+
+double one_node_s(CollectiveKind kind, double bytes, double ranks, const Cluster& c) {
+  const CollectiveRates& r = c.collectives;
+  const auto moved_s = [&](double moved) {
+    return pipelined_s(moved, r.nvlink_pipeline_bytes, c.nvlink.bandwidth_bytes_per_s);
+  };
+  switch (kind) {
+    case CollectiveKind::all_reduce:
+      return 2 * (ranks - 1) * r.nvlink_hop_s + node_all_reduce_s(bytes, ranks, c);
+    case CollectiveKind::all_gather:
+    case CollectiveKind::reduce_scatter:
+      return (ranks - 1) * r.nvlink_hop_s + moved_s(ring_bytes(bytes, ranks));
+    case CollectiveKind::all_to_all:  // all peers at once
+      return r.nvlink_hop_s + moved_s(ring_bytes(bytes, ranks));
+    case CollectiveKind::broadcast:
+      return (ranks - 1) * r.nvlink_hop_s + moved_s(bytes);
+  }
+  return 0;
+}
+
+/// NCCL's double binary tree over nodes, a chain (or NVLS) inside each: per direction a node passes
+/// S with two nodes and 2 S with more, over all its members' NICs.
+double tree_all_reduce_s(double bytes, const Group& g, const Cluster& c) {
+  const CollectiveRates& r = c.collectives;
+  const double levels = std::log2(g.nodes);
+  const double nic_bytes = (g.nodes <= 2 ? 1 : 2) * bytes / g.per_node;
+  const double nic_s =
+      pipelined_s(nic_bytes, r.nic_pipeline_bytes * levels, c.nic.bandwidth_bytes_per_s);
+  const double node_s = g.per_node > 1 ? node_all_reduce_s(bytes, g.per_node, c) : 0;
+  return 2 * (g.per_node - 1) * r.nvlink_hop_s + 2 * std::ceil(levels) * r.nic_tree_hop_s +
+         std::max(nic_s, node_s);
+}
+
+double many_nodes_s(CollectiveKind kind, double bytes, const Group& g, const Cluster& c) {
+  const CollectiveRates& r = c.collectives;
+  const double steps = g.ranks - 1;
+  switch (kind) {
+    case CollectiveKind::all_reduce: {
+      const double ring =
+          2 * (steps * r.nic_ring_hop_s + ring_bytes(bytes, g.ranks) / ring_rate(g, c));
+      return std::min(ring, tree_all_reduce_s(bytes, g, c));
+    }
+    case CollectiveKind::all_gather:
+    case CollectiveKind::reduce_scatter:
+      // In step with one another, the members wait in every step for the one behind a NIC.
+      return steps * r.nic_ring_hop_s + ring_bytes(bytes, g.ranks) / ring_rate(g, c);
+    case CollectiveKind::all_to_all: {
+      const double far = g.ranks - g.per_node;
+      const double nic_s =
+          pipelined_s(bytes * far / g.ranks, r.nic_pipeline_bytes, c.nic.bandwidth_bytes_per_s);
+      const double node_s = pipelined_s(bytes * (g.per_node - 1) / g.ranks, r.nvlink_pipeline_bytes,
+                                        c.nvlink.bandwidth_bytes_per_s);
+      return far * r.nic_peer_s + std::max(nic_s, node_s);
+    }
+    case CollectiveKind::broadcast:
+      return (g.nodes - 1) * r.nic_ring_hop_s + g.nodes * (g.per_node - 1) * r.nvlink_hop_s +
+             pipelined_s(bytes, r.nic_pipeline_bytes, ring_rate(g, c));
+  }
+  return 0;
+}
+
+}  // namespace
+
+Price price_exchange(const ExpertExchange& exchange, int sms, const Profile& profile,
+                     const Cluster& cluster) {
+  if (exchange.ep <= 1 || exchange.tokens == 0) {
+    return {.source = PriceSource::derived, .note = "one GPU: nothing to exchange"};
+  }
+  ORRERY_CHECK(exchange.gpus_per_node >= 1 && exchange.hidden > 0, "gpus_per_node {} hidden {}",
+               exchange.gpus_per_node, exchange.hidden);
+  const bool remote = exchange.ep > exchange.gpus_per_node;
+  ORRERY_CHECK(!remote || cluster.nic.bandwidth_bytes_per_s > 0, "{} has no NIC", cluster.name);
+  const Links links{cluster.nvlink.bandwidth_bytes_per_s, cluster.nic.bandwidth_bytes_per_s};
+  if (sms <= 0) sms = std::max(1, profile.device.sms);
+  const ExchangeTable& table = profile.exchange;
+
+  if (table.id.empty()) {
+    const ExchangeBytes b = bytes_of_exchange(exchange);
+    const double nic_s = remote ? b.nic / links.nic_bytes_per_s : 0;
+    const double latency_s = remote ? cluster.nic.latency_s : cluster.nvlink.latency_s;
+    return {
+        .time_ps = from_seconds(latency_s + std::max(b.nvlink / links.nvlink_bytes_per_s, nic_s)),
+        .source = PriceSource::roofline,
+        .spread = 0.3,
+        .note = "link rates only: the profile has no expert_exchange"};
+  }
+
+  const ExchangeCost& cost = exchange.combine ? table.combine : table.dispatch;
+  const ExchangeTime formula = exchange_time(exchange, sms, cost, links);
+  Correction corrected;
+  const ExchangeMachine* machine = machine_like(table, links);
+  if (machine != nullptr) corrected = correction(exchange, sms, *machine, cost);
+  const double layout_s = remote && exchange.new_layout ? cost.layout_s : 0;
+
+  Price price;
+  price.time_ps = from_seconds(formula.seconds * corrected.ratio + layout_s);
+  price.extrapolated = outside(table.range.tokens, exchange.tokens) ||
+                       outside(table.range.hidden, exchange.hidden) ||
+                       outside(table.range.sms, sms) || outside(table.range.ep, exchange.ep);
+  if (corrected.exact) {
+    constexpr double kRounding = 0.02;  // the published rates are rounded to 1 in 50 GB/s
+    price.source = PriceSource::measured;
+    price.spread = kRounding;
+  } else if (corrected.between) {
+    price.source = PriceSource::interpolated;
+    price.spread = table.interpolated_spread;
+  } else {
+    price.source = PriceSource::derived;
+    price.spread = table.spread * (price.extrapolated ? 2 : 1);
+  }
+  price.note = fmt::format("{}{}{}, limited by {}", table.id, machine != nullptr ? ", " : "",
+                           machine != nullptr ? machine->name : "", formula.limit);
+  return price;
+}
+
+Price price_collective(const Collective& collective, const Cluster& cluster) {
+  if (collective.ranks <= 1 || collective.bytes == 0) {
+    return {.source = PriceSource::derived, .note = "one rank or no bytes"};
+  }
+  ORRERY_CHECK(collective.ranks_per_node >= 1, "ranks_per_node {}", collective.ranks_per_node);
+  const CollectiveRates& rates = cluster.collectives;
+  const auto bytes = static_cast<double>(collective.bytes);
+  Group group;
+  group.ranks = static_cast<double>(collective.ranks);
+  group.per_node = static_cast<double>(std::min(collective.ranks, collective.ranks_per_node));
+  group.nodes = std::ceil(group.ranks / group.per_node);
+
+  constexpr double kLargestBytes = 16.0 * (1LL << 30);  // of the published all-reduces
+  Price price;
+  price.source = PriceSource::derived;
+  if (group.nodes == 1) {
+    price.time_ps =
+        from_seconds(rates.base_s + one_node_s(collective.kind, bytes, group.ranks, cluster));
+    price.spread = rates.spread;
+    price.extrapolated = bytes > 2 * kLargestBytes || group.ranks > 16;
+    price.note = "NCCL in a node, pipelined ring or NVLS";
+  } else {
+    ORRERY_CHECK(cluster.nic.bandwidth_bytes_per_s > 0, "{} has no NIC", cluster.name);
+    price.time_ps =
+        from_seconds(rates.base_s + many_nodes_s(collective.kind, bytes, group, cluster));
+    // Only all-reduce has tables; the other kinds rest on a published row each.
+    const bool tabulated = collective.kind == CollectiveKind::all_reduce;
+    price.spread = rates.nic_spread * (tabulated ? 1 : 2);
+    price.extrapolated = bytes > 2 * kLargestBytes || group.nodes > 2048;
+    price.note = tabulated ? "NCCL across nodes, tree or ring on all rails"
+                           : "NCCL across nodes, all rails, few published rows";
+  }
+  return price;
+}
+
+Price price_send(const Send& send, const Cluster& cluster) {
+  const CollectiveRates& rates = cluster.collectives;
+  const LinkRate& link = send.same_node ? cluster.nvlink : cluster.nic;
+  ORRERY_CHECK(link.bandwidth_bytes_per_s > 0, "{} has no such link", cluster.name);
+  const double pipeline_bytes =
+      send.same_node ? rates.nvlink_pipeline_bytes : rates.nic_pipeline_bytes;
+  const auto bytes = static_cast<double>(send.bytes);
+  Price price;
+  price.time_ps = from_seconds(rates.base_s + link.latency_s +
+                               pipelined_s(bytes, pipeline_bytes, link.bandwidth_bytes_per_s));
+  price.source = PriceSource::derived;
+  price.spread = send.same_node ? rates.spread : rates.nic_spread;
+  price.note = send.same_node ? "NVLink rate and latency" : "one NIC, rate and latency";
+  return price;
+}
+
+}  // namespace orrery

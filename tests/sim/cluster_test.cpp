@@ -1,0 +1,106 @@
+#include "sim/cluster.hpp"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <string>
+
+namespace orrery {
+namespace {
+
+Cluster read(const std::string& text, Problems& problems) {
+  const Node node = read_document_text(text, "folder/cluster.yaml", problems);
+  return read_cluster(node, problems);
+}
+
+std::string good() {
+  return "name: two nodes\n"
+         "nodes: 2\n"
+         "gpus_per_node: 8\n"
+         "profile: ../profiles/x.yaml\n"
+         "nvlink: {bandwidth: 160 GB/s, peak: 200 GB/s, latency: 3 us, source: here}\n"
+         "nic: {bandwidth: 384 Gb/s, peak: 50 GB/s, latency: 4 us, source: there}\n"
+         "collectives: {base: 5 us, nvlink_hop: 1 us, nvlink_pipeline: 1 MB, spread: 0.1, "
+         "nic_tree_hop: 30 us, nic_ring_hop: 20 us, nic_peer: 2 us, nic_pipeline: 150 kB, "
+         "nic_spread: 0.2, source: elsewhere}\n";
+}
+
+std::string replaced(std::string text, const std::string& from, const std::string& to) {
+  const auto at = text.find(from);
+  EXPECT_NE(at, std::string::npos) << from;
+  return text.replace(at, from.size(), to);
+}
+
+TEST(Cluster, ReadsUnitsAndResolvesTheProfile) {
+  Problems problems;
+  const Cluster c = read(good(), problems);
+  EXPECT_TRUE(problems.empty()) << format_problems(problems.list());
+  EXPECT_EQ(c.gpus(), 16);
+  EXPECT_DOUBLE_EQ(c.nvlink.bandwidth_bytes_per_s, 160e9);
+  EXPECT_DOUBLE_EQ(c.nic.bandwidth_bytes_per_s, 48e9);
+  EXPECT_DOUBLE_EQ(c.nic_peak_bytes_per_s, 50e9);
+  EXPECT_DOUBLE_EQ(c.collectives.nic_pipeline_bytes, 150e3);
+  EXPECT_EQ(c.profile, "profiles/x.yaml");
+  EXPECT_EQ(c.nvlink.source, "here");
+  EXPECT_FALSE(c.nvls);
+}
+
+TEST(Cluster, ReportsEveryProblemWithItsLine) {
+  std::string text = good();
+  text = replaced(text, "nodes: 2", "nodes: 0");
+  text = replaced(text, "bandwidth: 160 GB/s", "bandwidth: 260 GB/s");
+  text = replaced(text, "latency: 4 us", "latency: 4 GB");
+  text = replaced(text, "profile:", "profil:");
+  Problems problems;
+  read(text, problems);
+  std::vector<int> lines;
+  for (const Problem& p : problems.list()) lines.push_back(p.at.line);
+  for (const int line : {2, 4, 5, 6}) {
+    EXPECT_NE(std::find(lines.begin(), lines.end(), line), lines.end()) << "line " << line;
+  }
+}
+
+TEST(Cluster, NeedsANicOnlyAcrossNodes) {
+  const auto begin = good().find("nic: {");
+  std::string text = good();
+  text.erase(begin, text.find('\n', begin) + 1 - begin);
+  Problems two;
+  read(text, two);
+  EXPECT_EQ(two.size(), 1u) << format_problems(two.list());
+  Problems one;
+  read(replaced(text, "nodes: 2", "nodes: 1"), one);
+  EXPECT_TRUE(one.empty()) << format_problems(one.list());
+}
+
+TEST(Cluster, BoundsTheNumberOfGpus) {
+  Problems problems;
+  read(replaced(good(), "nodes: 2", "nodes: 200_000"), problems);
+  ASSERT_EQ(problems.size(), 1u);
+  EXPECT_EQ(problems.list()[0].at.line, 2);
+}
+
+TEST(Cluster, SourceIsNotOptional) {
+  Problems problems;
+  read(replaced(good(), ", source: here", ""), problems);
+  EXPECT_EQ(problems.size(), 1u);
+}
+
+TEST(Cluster, EveryScenarioClusterIsReadable) {
+  int files = 0;
+  for (const auto& entry :
+       std::filesystem::directory_iterator(ORRERY_SOURCE_DIR "/scenarios/clusters")) {
+    SCOPED_TRACE(entry.path().string());
+    Problems problems;
+    const Node node = read_document(entry.path().string(), problems);
+    const Cluster c = read_cluster(node, problems);
+    EXPECT_TRUE(problems.empty()) << format_problems(problems.list());
+    EXPECT_EQ(c.gpus_per_node, 8);
+    EXPECT_LT(c.nvlink.bandwidth_bytes_per_s, c.nvlink_peak_bytes_per_s);
+    ++files;
+  }
+  EXPECT_GE(files, 8);
+}
+
+}  // namespace
+}  // namespace orrery
