@@ -159,10 +159,8 @@ void write_backward(CellWriter& w, const Unit& u, bool with_weight) {
   };
   step(0);
   step(1);
-  // The chain must leave the experts before mlp(W) occupies the compute stream's next slot; the
-  // exchange is on its own stream, so issuing it first costs nothing.
-  step(2);
   if (with_weight) w.aside(u.mlp_weight, u.weight_phase[0], u.layer);
+  step(2);
   step(3);
   if (with_weight) {
     w.aside(u.attn_weight, u.weight_phase[1], u.layer);
@@ -185,8 +183,8 @@ void write_pair(CellWriter& w, const Unit& f, const Unit& b) {
   forward(0);   // attn(F)
   forward(1);   // dispatch(F)
   backward(1);  // mlp(B)
-  backward(2);  // dispatch(B)
   w.aside(b.mlp_weight, b.weight_phase[0], b.layer);
+  backward(2);  // dispatch(B)
   forward(2);   // mlp(F)
   forward(3);   // combine(F)
   backward(3);  // attn(B)

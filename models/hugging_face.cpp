@@ -15,32 +15,39 @@ namespace {
 enum class Form { gpt2, gpt_neox, llama, mixtral, qwen_moe, deepseek };
 
 /// What a family's code fixes and its config.json does not say.
-struct Family {
-  std::string_view model_type;
-  std::string_view architecture;
-  Form form;
-  bool qkv_bias = false;     ///< always, without a key
+struct Fixed {
+  bool mla = false;
+  bool qkv_bias = false;
   bool qk_norm = false;      ///< RMSNorm on queries and keys
   bool shared_gate = false;  ///< a scalar gate on the shared expert
   bool aux_free = false;     ///< sigmoid scores and a selection bias where no key says otherwise
 };
 
-constexpr std::array kFamilies = {
-    Family{"deepseek", "DeepseekForCausalLM", Form::deepseek},
-    Family{"deepseek_v2", "DeepseekV2ForCausalLM", Form::deepseek},
-    Family{"deepseek_v3", "DeepseekV3ForCausalLM", Form::deepseek, false, false, false, true},
-    Family{"deepseek_v32", "DeepseekV32ForCausalLM", Form::deepseek, false, false, false, true},
-    Family{"kimi_k2", "DeepseekV3ForCausalLM", Form::deepseek, false, false, false, true},
-    Family{"llama", "LlamaForCausalLM", Form::llama},
-    Family{"mistral", "MistralForCausalLM", Form::llama},
-    Family{"mixtral", "MixtralForCausalLM", Form::mixtral},
-    Family{"qwen2", "Qwen2ForCausalLM", Form::llama, true},
-    Family{"qwen2_moe", "Qwen2MoeForCausalLM", Form::qwen_moe, true, false, true},
-    Family{"qwen3", "Qwen3ForCausalLM", Form::llama, false, true},
-    Family{"qwen3_moe", "Qwen3MoeForCausalLM", Form::qwen_moe, false, true},
-    Family{"gpt2", "GPT2LMHeadModel", Form::gpt2},
-    Family{"gpt_neox", "GPTNeoXForCausalLM", Form::gpt_neox},
+struct Family {
+  std::string_view model_type;
+  std::string_view architecture;
+  Form form{};
+  Fixed fixed{};
 };
+
+// clang-format off
+constexpr Family kFamilies[] = {
+    {"deepseek", "DeepseekForCausalLM", Form::deepseek},
+    {"deepseek_v2", "DeepseekV2ForCausalLM", Form::deepseek, {.mla = true}},
+    {"deepseek_v3", "DeepseekV3ForCausalLM", Form::deepseek, {.mla = true, .aux_free = true}},
+    {"deepseek_v32", "DeepseekV32ForCausalLM", Form::deepseek, {.mla = true, .aux_free = true}},
+    {"kimi_k2", "DeepseekV3ForCausalLM", Form::deepseek, {.mla = true, .aux_free = true}},
+    {"llama", "LlamaForCausalLM", Form::llama},
+    {"mistral", "MistralForCausalLM", Form::llama},
+    {"mixtral", "MixtralForCausalLM", Form::mixtral},
+    {"qwen2", "Qwen2ForCausalLM", Form::llama, {.qkv_bias = true}},
+    {"qwen2_moe", "Qwen2MoeForCausalLM", Form::qwen_moe, {.qkv_bias = true, .shared_gate = true}},
+    {"qwen3", "Qwen3ForCausalLM", Form::llama, {.qk_norm = true}},
+    {"qwen3_moe", "Qwen3MoeForCausalLM", Form::qwen_moe, {.qk_norm = true}},
+    {"gpt2", "GPT2LMHeadModel", Form::gpt2},
+    {"gpt_neox", "GPTNeoXForCausalLM", Form::gpt_neox},
+};
+// clang-format on
 
 /// Keys that change neither the sizes nor the operations counted here: numerics, initial values,
 /// dropout, text generation, positions' angles, losses, and what the file was written by.
@@ -66,13 +73,13 @@ struct Ignored {
   std::string_view why;
 };
 constexpr std::string_view kSparse = "sparse attention is modelled as full attention";
-constexpr std::array kIgnored = {
-    Ignored{"index_n_heads", kSparse},
-    Ignored{"index_head_dim", kSparse},
-    Ignored{"index_topk", kSparse},
-    Ignored{"attn_logit_softcapping", "logits are not capped"},
-    Ignored{"final_logit_softcapping", "logits are not capped"},
-    Ignored{"add_cross_attention", "there is no encoder"},
+constexpr Ignored kIgnored[] = {
+    {"index_n_heads", kSparse},
+    {"index_head_dim", kSparse},
+    {"index_topk", kSparse},
+    {"attn_logit_softcapping", "logits are not capped"},
+    {"final_logit_softcapping", "logits are not capped"},
+    {"add_cross_attention", "there is no encoder"},
 };
 
 /// A MapReader to which `null` is the same as no key, as it is to Hugging Face.
@@ -153,7 +160,7 @@ Attention read_attention(Config& config, const Family& family, std::int64_t hidd
   Attention attention;
   attention.heads = config.integer("num_attention_heads", 1, limits::kHeads);
   attention.kv_heads = config.integer_or("num_key_value_heads", attention.heads, 1, limits::kHeads);
-  if (config.has("kv_lora_rank")) {
+  if (family.fixed.mla) {
     attention.kv_heads = attention.heads;
     attention.mla = read_mla(config);
     return attention;
@@ -169,9 +176,9 @@ Attention read_attention(Config& config, const Family& family, std::int64_t hidd
     }
   }
   const bool bias = config.flag_or("attention_bias", neox);
-  attention.qkv_bias = bias || family.qkv_bias;
+  attention.qkv_bias = bias || family.fixed.qkv_bias;
   attention.output_bias = bias;
-  attention.qk_norm = family.qk_norm;
+  attention.qk_norm = family.fixed.qk_norm;
   return attention;
 }
 
@@ -185,11 +192,12 @@ void read_deepseek_experts(Config& config, const Family& family, Model& model) {
   moe.shared_intermediate = moe.shared_experts * moe.expert_intermediate;
   moe.groups = config.integer_or("n_group", 1, 1, limits::kExperts);
   moe.group_limit = config.integer_or("topk_group", moe.groups, 1, limits::kExperts);
-  const std::string method = config.text_or("topk_method", family.aux_free ? "noaux_tc" : "greedy");
+  const std::string method =
+      config.text_or("topk_method", family.fixed.aux_free ? "noaux_tc" : "greedy");
   if (method == "greedy") moe.groups = moe.group_limit = 1;  // chooses among all experts
   moe.router_bias = method == "noaux_tc";
   moe.sigmoid_scores =
-      config.text_or("scoring_func", family.aux_free ? "sigmoid" : "softmax") == "sigmoid";
+      config.text_or("scoring_func", family.fixed.aux_free ? "sigmoid" : "softmax") == "sigmoid";
   const std::int64_t first = config.integer_or("first_k_dense_replace", 0, 0, limits::kLayers);
   const std::int64_t every = config.integer_or("moe_layer_freq", 1, 1, limits::kLayers);
   for (std::int64_t layer = 0; layer < model.layers; ++layer) {
@@ -216,7 +224,7 @@ void read_qwen_experts(Config& config, const Family& family, Model& model) {
     moe.shared_intermediate =
         config.integer("shared_expert_intermediate_size", 0, limits::kIntermediate);
     moe.shared_experts = moe.shared_intermediate > 0 ? 1 : 0;
-    moe.shared_gate = family.shared_gate && moe.shared_experts > 0;
+    moe.shared_gate = family.fixed.shared_gate && moe.shared_experts > 0;
   }
   const std::int64_t every = config.integer_or("decoder_sparse_step", 1, 1, limits::kLayers);
   for (std::int64_t layer = 0; layer < model.layers; ++layer) {

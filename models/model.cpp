@@ -181,6 +181,11 @@ void check_experts(const Moe& moe, const Node& root, Problems& problems) {
                  fmt::format("top_k {} of only {} routed experts", moe.top_k, moe.routed_experts));
     return;
   }
+  if (moe.shared_intermediate > limits::kIntermediate) {
+    problems.add(place_of(root, "n_shared_experts", {"moe", "shared_experts"}),
+                 fmt::format("shared experts {} wide, at most {} is supported",
+                             moe.shared_intermediate, limits::kIntermediate));
+  }
   const Node groups = place_of(root, "n_group", {"moe", "groups"});
   if (moe.routed_experts % moe.groups != 0) {
     problems.add(groups, fmt::format("{} groups do not divide {} routed experts", moe.groups,
@@ -251,6 +256,11 @@ void check_dimensions(const Model& model, const Node& root, Problems& problems) 
     problems.add(place_of(root, attention.mla ? "qk_rope_head_dim" : "head_dim",
                           {"attention", attention.mla ? "mla" : "head_dim", "qk_rope_head_dim"}),
                  fmt::format("rotary positions turn pairs, but {} is odd", rotated));
+  }
+  if (attention.head_dim > limits::kHeadDim) {
+    problems.add(place_of(root, "num_attention_heads", {"attention"}),
+                 fmt::format("heads of {} dimensions, at most {} are supported", attention.head_dim,
+                             limits::kHeadDim));
   }
   if (model.moe) check_experts(*model.moe, root, problems);
   if (expert_parameters(model) > kMaxParameters) {  // could be beyond int64, so not counted below

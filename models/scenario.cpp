@@ -276,8 +276,11 @@ class PlanReader {
     }
     std::string hint;
     if (node.kind() == Node::Kind::scalar) {
-      if (const auto near = nearest(node.text(), words))
-        hint = fmt::format("did you mean '{}'?", *near);
+      const auto near = nearest(node.text(), words);
+      if (near) hint = fmt::format("did you mean '{}'?", *near);
+      for (const std::string_view preset : {"none", "selective", "full", "deepseek"}) {
+        if (node.text() == preset) hint = fmt::format("'{}' stands alone, not in a list", preset);
+      }
     }
     problems_.add(
         node, fmt::format("an element of 'recompute' must be one of {}", fmt::join(words, ", ")),
@@ -314,7 +317,7 @@ class PlanReader {
     if (model_copy > kMaxGpus) {
       problems_.add(
           layout_reader_.node(),
-          fmt::format("tp x cp x pp = {} x {} x {} is more than {} GPUs, cluster {} has {}", p.tp,
+          fmt::format("tp x cp x pp = {} x {} x {} is more than {} GPUs, cluster '{}' has {}", p.tp,
                       p.cp, p.pp, kMaxGpus, cluster_->name, gpus));
       return;
     }
@@ -322,7 +325,7 @@ class PlanReader {
       if (gpus % model_copy != 0) {
         problems_.add(
             layout_reader_.node(),
-            fmt::format("no dp uses all GPUs of cluster {}: {} / (tp x cp x pp = {} x {} x {} = "
+            fmt::format("no dp uses all GPUs of cluster '{}': {} / (tp x cp x pp = {} x {} x {} = "
                         "{}) is not a whole number",
                         cluster_->name, gpus, p.tp, p.cp, p.pp, model_copy),
             "give dp to use fewer GPUs, or change a degree");
@@ -339,11 +342,11 @@ class PlanReader {
       problems_.add(
           layout_reader_.node(),
           fmt::format(
-              "layout needs tp x cp x pp x dp = {} x {} x {} x {} = {} GPUs, cluster {} has {}",
+              "layout needs tp x cp x pp x dp = {} x {} x {} x {} = {} GPUs, cluster '{}' has {}",
               p.tp, p.cp, p.pp, p.dp, world, cluster_->name, gpus),
           hint);
     } else if (world < gpus) {
-      note(fmt::format("the layout uses {} of the {} GPUs of cluster {}", world, gpus,
+      note(fmt::format("the layout uses {} of the {} GPUs of cluster '{}'", world, gpus,
                        cluster_->name));
     }
   }
@@ -609,19 +612,21 @@ std::string resolve(const fs::path& directory, const std::string& path) {
 /// Opens the file that `node` names; says at `node` if there is none.
 Node read_named(const Node& node, std::string_view what, const fs::path& directory,
                 Problems& problems) {
-  const std::string path = resolve(directory, node.text());
+  const fs::path path = resolve(directory, node.text());
   std::error_code ignored;
-  if (fs::is_regular_file(path, ignored)) return read_document(path, problems);
-  std::vector<std::string> siblings;
-  for (fs::directory_iterator it(fs::path(path).parent_path(), ignored), end; !ignored && it != end;
+  if (fs::is_regular_file(path, ignored)) return read_document(path.string(), problems);
+  const fs::path named(node.text());
+  std::vector<std::string> names;
+  for (fs::directory_iterator it(path.parent_path(), ignored), end; !ignored && it != end;
        it.increment(ignored)) {
-    siblings.push_back(
-        (fs::path(node.text()).parent_path() / it->path().filename()).generic_string());
+    if (it->is_regular_file(ignored)) names.push_back(it->path().filename().string());
   }
-  std::sort(siblings.begin(), siblings.end());
-  const auto near = nearest(node.text(), siblings);
-  problems.add(node, fmt::format("there is no {} file '{}'", what, path),
-               near ? fmt::format("did you mean '{}'?", *near) : "");
+  std::sort(names.begin(), names.end());
+  const auto near = nearest(named.filename().string(), names);
+  problems.add(
+      node, fmt::format("there is no {} file '{}'", what, path.string()),
+      near ? fmt::format("did you mean '{}'?", (named.parent_path() / *near).generic_string())
+           : "");
   return {};
 }
 
@@ -762,24 +767,47 @@ std::string plan_yaml(const Plan& plan) {
       plan.communication_sms);
 }
 
+/// The path of a file as the scenario would have to name it from its own directory.
+std::string relative_path(const std::string& path, const std::string& scenario_file) {
+  const fs::path directory = fs::path(scenario_file).parent_path();
+  const fs::path relative = fs::path(path).lexically_relative(directory.empty() ? "." : directory);
+  return relative.empty() ? path : relative.generic_string();
+}
+
 std::string link_yaml(std::string_view name, const LinkRate& link, double peak_bytes_per_s) {
   return fmt::format("{}:\n  bandwidth: {} B/s\n  peak: {} B/s\n  latency: {} s\n  source: {}\n",
                      name, link.bandwidth_bytes_per_s, peak_bytes_per_s, link.latency_s,
                      in_quotes(link.source));
 }
 
-std::string cluster_yaml(const Cluster& cluster) {
-  return fmt::format("name: {}\nnodes: {}\ngpus_per_node: {}\n{}{}nvls: {}\n",
-                     in_quotes(cluster.name), cluster.nodes, cluster.gpus_per_node,
-                     link_yaml("nvlink", cluster.nvlink, cluster.nvlink_peak_bytes_per_s),
-                     link_yaml("nic", cluster.nic, cluster.nic_peak_bytes_per_s), cluster.nvls);
+std::string collectives_yaml(const CollectiveRates& rates, bool several_nodes) {
+  std::string out = fmt::format(
+      "collectives:\n  base: {} s\n  nvlink_hop: {} s\n  nvlink_pipeline: {} B\n  spread: {}\n  "
+      "source: {}\n",
+      rates.base_s, rates.nvlink_hop_s, rates.nvlink_pipeline_bytes, rates.spread,
+      in_quotes(rates.source));
+  if (rates.nvls_share > 0) out += fmt::format("  nvls_share: {}\n", rates.nvls_share);
+  if (several_nodes) {
+    out += fmt::format(
+        "  nic_tree_hop: {} s\n  nic_ring_hop: {} s\n  nic_peer: {} s\n  nic_pipeline: {} B\n"
+        "  nic_spread: {}\n",
+        rates.nic_tree_hop_s, rates.nic_ring_hop_s, rates.nic_peer_s, rates.nic_pipeline_bytes,
+        rates.nic_spread);
+  }
+  return out;
 }
 
-/// The path of a file as the scenario would have to name it from its own directory.
-std::string relative_path(const std::string& path, const std::string& scenario_file) {
-  const fs::path directory = fs::path(scenario_file).parent_path();
-  const fs::path relative = fs::path(path).lexically_relative(directory.empty() ? "." : directory);
-  return relative.empty() ? path : relative.generic_string();
+std::string cluster_yaml(const Cluster& cluster, const std::string& scenario_file) {
+  std::string out = fmt::format("name: {}\nnodes: {}\ngpus_per_node: {}\n", in_quotes(cluster.name),
+                                cluster.nodes, cluster.gpus_per_node);
+  out += link_yaml("nvlink", cluster.nvlink, cluster.nvlink_peak_bytes_per_s);
+  if (cluster.nic.bandwidth_bytes_per_s > 0) {
+    out += link_yaml("nic", cluster.nic, cluster.nic_peak_bytes_per_s);
+  }
+  out += fmt::format("nvls: {}\n", cluster.nvls);
+  out += collectives_yaml(cluster.collectives, cluster.collectives.nic_tree_hop_s > 0);
+  return out +
+         fmt::format("profile: {}\n", in_quotes(relative_path(cluster.profile, scenario_file)));
 }
 
 }  // namespace
@@ -802,10 +830,9 @@ Scenario read_scenario(const std::string& path) {
 }
 
 std::string to_yaml(const Scenario& scenario) {
-  return fmt::format("name: {}\nseed: {}\nprofile: {}\nmodel:\n{}cluster:\n{}plan:\n{}",
-                     in_quotes(scenario.name), scenario.seed,
-                     in_quotes(relative_path(scenario.profile.file, scenario.file)),
-                     indented(to_yaml(scenario.model)), indented(cluster_yaml(scenario.cluster)),
+  return fmt::format("name: {}\nseed: {}\nmodel:\n{}cluster:\n{}plan:\n{}",
+                     in_quotes(scenario.name), scenario.seed, indented(to_yaml(scenario.model)),
+                     indented(cluster_yaml(scenario.cluster, scenario.file)),
                      indented(plan_yaml(scenario.plan)));
 }
 

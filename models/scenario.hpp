@@ -1,6 +1,22 @@
 #pragma once
 // A Scenario is everything a simulation needs, read from a file that names a model, a cluster and a
-// plan (each inline or a path relative to the file).
+// plan (each inline or a path relative to the file):
+//
+//   name, seed (0), model, cluster, profile (the cluster's) and
+//   plan:
+//     layout: {tp, cp, pp, ep, expert_tp (1), dp (what the cluster leaves), zero (1),
+//              sequence_parallel (true)}
+//     schedule: gpipe | 1f1b | interleaved_1f1b | zb_h1 | zb_v | dual_pipe | dual_pipe_v
+//     virtual_stages: stages per rank, of interleaved_1f1b only
+//     layers_per_stage: of all stages in model order (as even as it goes, the longer ones first)
+//     mtp_stage: the stage of the MTP modules (the last)
+//     sequence_length (tokens), micro_batch (1) and global_batch (sequences)
+//     precision: bf16 | fp8_tensor | fp8_deepseek, or {recipe: one of them, and what differs:
+//                linear, saved, saved_attention, dispatch, combine: a number format;
+//                parameters, gradients, gradient_sync, master, moments: fp32, bf16, fp8 or none}
+//     recompute: none | selective | full | deepseek, or a list of norms, mla_up_projection,
+//                activation and attention_core (none)
+//     communication_sms (0)
 
 #include <cstdint>
 #include <string>
@@ -34,8 +50,8 @@ Scenario read_scenario(const std::string& path);
 Scenario read_scenario_text(std::string text, const std::string& name,
                             const std::string& directory);
 
-/// The resolved scenario as YAML that reads back to the same scenario (defaults filled in; the
-/// profile by its path).
+/// The resolved scenario as YAML, model and cluster inline and defaults filled in. Read from the
+/// directory of the original it gives an equal scenario; the profile is named relative to that.
 std::string to_yaml(const Scenario& scenario);
 
 }  // namespace orrery

@@ -34,6 +34,8 @@ struct CollectiveRates {
   double spread = 0;              ///< held-out relative error inside a node
   double nic_spread = 0;          ///< and across nodes
   std::string source;
+
+  friend bool operator==(const CollectiveRates&, const CollectiveRates&) = default;
 };
 
 struct Cluster {

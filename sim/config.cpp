@@ -26,8 +26,8 @@ namespace {
 constexpr std::size_t kMaxFileBytes = std::size_t{64} << 20;
 constexpr std::size_t kMaxDepth = 200;
 constexpr std::size_t kMaxNodes = 1'000'000;
-constexpr std::size_t kMaxDuplicates = 1'000;      // reported per document
-constexpr std::size_t kMaxSourceLine = 64 * 1024;  // longer lines are not copied into problems
+constexpr std::size_t kMaxDuplicates = 1'000;                  // reported per document
+constexpr std::size_t kMaxSourceLine = std::size_t{64} << 10;  // longer: not in problems
 constexpr std::size_t kMaxPrinted = 50;
 constexpr const char* kAliasMessage = "aliases (*name) are not supported";
 constexpr const char* kAliasHint = "write the value out";
@@ -502,8 +502,8 @@ bool looks_like_json(std::string_view name, std::string_view text) {
 }
 
 /// What yaml-cpp would misread or read differently from what an editor shows.
-void check_characters(const Document& document, bool json) {
-  const std::string& text = document.text;
+void check_characters(Document& document, bool json) {
+  std::string& text = document.text;
   bool in_indent = true;
   std::size_t marks = 0;
   for (std::size_t i = 0; i < text.size();) {
@@ -524,11 +524,13 @@ void check_characters(const Document& document, bool json) {
       reject(i, fmt::format("control character 0x{:02x} in the text", byte), "remove it");
     }
     if (in_indent && byte == '\t' && !json) {
-      const std::size_t next = text.find_first_not_of(" \t", i);
-      if (next != std::string::npos && text[next] != '\n' && text[next] != '\r' &&
-          text[next] != '#') {
+      // yaml-cpp refuses a tab even where nobody sees it: on an empty line or before a comment.
+      const std::size_t next = std::min(text.find_first_not_of(" \t", i), text.size());
+      if (next < text.size() && std::strchr("\r\n#", text[next]) == nullptr) {
         reject(i, "a tab in the indentation", "indent with blanks");
       }
+      std::fill(text.begin() + static_cast<std::ptrdiff_t>(i),
+                text.begin() + static_cast<std::ptrdiff_t>(next), ' ');
     }
     // yaml-cpp holds a whole flow list as tokens before its first event: refuse a huge one here.
     if (byte != 0 && std::strchr("[]{},", byte) != nullptr && ++marks > 4 * kMaxNodes) {
@@ -612,6 +614,7 @@ std::string sibling_hint(const std::string& path) {
     files.insert(it->path().filename().string());
   }
   std::vector<std::string> stems;
+  stems.reserve(files.size());
   for (const std::string& f : files) stems.push_back(fs::path(f).stem().string());
   const std::optional<std::string> near = nearest(fs::path(path).stem().string(), stems);
   if (!near) return "";
@@ -853,7 +856,7 @@ std::string MapReader::text(std::string_view key) {
 }
 
 std::string MapReader::text_or(std::string_view key, std::string fallback) {
-  return has(key) ? text(key) : fallback;
+  return has(key) ? text(key) : std::move(fallback);
 }
 
 bool MapReader::flag_or(std::string_view key, bool fallback) {

@@ -91,10 +91,12 @@ bool near(double a, double b, double tolerance) {
   return std::abs(a / b - 1) <= tolerance;
 }
 
+/// A cluster of one node may have no NIC; then NVLink decides.
 const ExchangeMachine* machine_like(const ExchangeTable& table, const Links& links) {
   for (const ExchangeMachine& machine : table.machines) {
     if (near(machine.nvlink_bytes_per_s, links.nvlink_bytes_per_s, 0.05) &&
-        near(machine.nic_bytes_per_s, links.nic_bytes_per_s, 0.05)) {
+        (links.nic_bytes_per_s == 0 ||
+         near(machine.nic_bytes_per_s, links.nic_bytes_per_s, 0.05))) {
       return &machine;
     }
   }

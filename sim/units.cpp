@@ -280,7 +280,7 @@ std::optional<double> parse_quantity(std::string_view text, Dimension dimension,
   if (unit.empty()) {
     unit = rest;
   } else if (!rest.empty()) {
-    explain_unit(why, rest, dimension);
+    explain_unit(why, fmt::format("$ {}", rest), dimension);
     return std::nullopt;
   }
   const std::optional<Unit> factor = unit.empty() ? Unit{} : find_unit(unit, dimension);

@@ -124,6 +124,17 @@ TEST(HuggingFace, Qwen3Moe) {
                   "qwen3_235b_a22b");
 }
 
+TEST(HuggingFace, GreedyRoutingIsNotLimitedByGroups) {
+  // modeling_deepseek.py of DeepSeek-V2: "greedy" takes the top k of all experts.
+  std::string json = kDeepSeekV3;
+  json.replace(json.find("noaux_tc"), 8, "greedy");
+  const Reading reading = read_config(json);
+  ASSERT_EQ(format_problems(reading.problems), "");
+  EXPECT_EQ(reading.model.moe->groups, 1);
+  EXPECT_EQ(reading.model.moe->group_limit, 1);
+  EXPECT_FALSE(reading.model.moe->router_bias);
+}
+
 struct Checkpoint {
   const char* json;
   std::int64_t total;
@@ -237,6 +248,8 @@ TEST(HuggingFace, ImpossibleDimensionsAreProblems) {
             std::string::npos);
   EXPECT_NE(broken("\"n_group\": 8", "\"n_group\": 7").find("do not divide"), std::string::npos);
   EXPECT_NE(broken("\"vocab_size\": 129280,", "").find("missing key 'vocab_size'"),
+            std::string::npos);
+  EXPECT_NE(broken("\"kv_lora_rank\": 512,", "").find("missing key 'kv_lora_rank'"),
             std::string::npos);
   EXPECT_NE(broken("\"attention_bias\": false", "\"attention_bias\": true").find("biases in MLA"),
             std::string::npos);

@@ -220,8 +220,23 @@ TEST(Scenario, WhatIsUnusualIsNoted) {
       has_note(read_edited("sequence_length: 4096", "sequence_length: 262144"), "beyond the"));
 }
 
-// Bytes a parameter: 18 with FP32 gradients (Korthikanti et al. 2022 count the same for
-// Megatron-LM), and V3 report 3.3.3.
+TEST(Scenario, FewKeyValueHeadsAreReplicated) {
+  const std::string model = "model: models/deepseek_v3.yaml";
+  std::string yaml = edited(model, "model: models/llama3_70b.yaml");
+  const auto swap = [&](const std::string& from, const std::string& to) {
+    ASSERT_NE(yaml.find(from), std::string::npos) << from;
+    yaml.replace(yaml.find(from), from.size(), to);
+  };
+  swap("layout: {pp: 16, dp: 128, ep: 64, zero: 1}", "layout: {tp: 16, pp: 8, dp: 16}");
+  swap("layers_per_stage: [4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 1]", "");
+  swap("recompute: [norms, mla_up_projection, activation]", "recompute: none");
+  const Scenario scenario = read_scenario_text(yaml, kScenarios + "/edited.yaml", kScenarios);
+  EXPECT_TRUE(has_note(scenario,
+                       "tp 16 is more than the 8 key-value heads of Llama-3-70B: each is kept 2"));
+}
+
+// Bytes a parameter: 18 with FP32 gradients as its guide to the distributed optimizer counts for
+// Megatron-LM, and V3 report 3.3.3.
 TEST(Precision, RecipesKeepWhatTheirSourcesSay) {
   const Precision bf16 = make_precision(PrecisionKind::bf16);
   EXPECT_EQ(bf16.parameter_bytes + bf16.gradient_bytes + bf16.master_bytes + bf16.moment_bytes, 18);

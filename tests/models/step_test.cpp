@@ -214,6 +214,39 @@ TEST(Step, OverlappedPairInterleavesInThePublishedOrder) {
                                 Phase::dispatch_backward, Phase::combine_forward}));
 }
 
+// mlp(W) fills the time of dispatch(B) and attn(W) that of the next combine(B): when only these
+// four cost anything, two expert layers' full backward takes combine + (mlp(W) | dispatch) +
+// (attn(W) | combine) + (mlp(W) | dispatch) + attn(W).
+TEST(Step, WeightGradientsHideTheBackwardExchanges) {
+  Scenario s = small_scenario(ScheduleKind::one_f_one_b, 2, 1, 4);
+  s.model = small_model(4);
+  s.plan.stages = {{.first_layer = 0, .layers = 2, .embedding = true},
+                   {.first_layer = 2, .layers = 2, .head = true}};
+  const Program cell =
+      build_cell(s, 0, {.kind = ActionKind::backward, .stage = 0, .micro_batch = 0});
+  const auto one_of = [&](Phase phase) {  // the last op of each phase costs 1
+    std::set<std::uint32_t> ops;
+    std::map<int, std::uint32_t> last;
+    for (std::size_t i = 0; i < cell.size(); ++i) {
+      if (cell.tag(OpId(i)).phase == phase)
+        last[cell.tag(OpId(i)).layer] = static_cast<std::uint32_t>(i);
+    }
+    for (const auto& [layer, op] : last) ops.insert(cell.shape(OpId(op)).value);
+    return ops;
+  };
+  std::set<std::uint32_t> priced;
+  for (Phase phase :
+       {Phase::combine_backward, Phase::mlp_weight, Phase::dispatch_backward, Phase::attn_weight}) {
+    priced.merge(one_of(phase));
+  }
+  PriceList prices;
+  for (std::size_t i = 0; i < cell.shapes().size(); ++i) {
+    prices.prices.push_back(
+        {.time_ps = priced.count(static_cast<std::uint32_t>(i)) > 0 ? kPsPerUs : 0});
+  }
+  EXPECT_EQ(sweep(cell, prices).makespan_ps(), 5 * kPsPerUs);
+}
+
 // Gradients of a stage are reduced over all its copies: DualPipe holds each stage at two positions.
 TEST(Step, GradientsAreReducedOverEveryCopy) {
   const Scenario dual = small_scenario(ScheduleKind::dual_pipe, 4, 2, 12);

@@ -102,6 +102,13 @@ TEST(PriceExchange, ReproducesDeepEpsTable) {
   }
 }
 
+TEST(PriceExchange, OneNodeNeedsNoNicToBeMeasured) {
+  const Price p =
+      price_exchange(deepep_shape(kDeepEp[0], false), 20, hopper(), cluster_named("h800_node"));
+  EXPECT_EQ(p.source, PriceSource::measured);
+  EXPECT_NEAR(us(p) / deepep_us(kDeepEp[0], false), 1, 0.005);
+}
+
 TEST(PriceExchange, FormulaFromH100PredictsH800FromItsLinkRatesAlone) {
   Profile profile = hopper();
   profile.exchange.machines.clear();
