@@ -57,7 +57,8 @@ std::string stages(const Scenario& scenario) {
     }
     std::string also;
     const auto append = [&also](const std::string& what) {
-      also += (also.empty() ? "" : " ") + what;
+      if (!also.empty()) also += ' ';
+      also += what;
     };
     if (stage.embedding) append("embedding");
     if (stage.mtp_modules > 0) append(fmt::format("MTP x{}", stage.mtp_modules));
@@ -193,7 +194,9 @@ std::string comment(const std::string& text) {
   while (begin < text.size()) {
     const std::size_t end = text.find('\n', begin);
     const std::string line = text.substr(begin, end - begin);
-    out += line.empty() ? "#\n" : "# " + line + "\n";
+    out += line.empty() ? "#" : "# ";
+    out += line;
+    out += '\n';
     begin = end == std::string::npos ? text.size() : end + 1;
   }
   return out;
@@ -206,10 +209,12 @@ std::string explain(const Study& study) {
   for (const std::string& section :
        {parameters(study.scenario), stages(study.scenario), memory(study.report),
         groups(study.scenario), program(study), isolated(study.report), prices(study.report)}) {
-    if (!section.empty()) text += "\n" + comment(section);
+    if (!section.empty()) text += fmt::format("\n{}", comment(section));
   }
-  for (const std::string& note : study.scenario.notes) text += comment("note: " + note);
-  for (const std::string& warning : study.report.warnings) text += comment("warning: " + warning);
+  for (const std::string& note : study.scenario.notes)
+    text += comment(fmt::format("note: {}", note));
+  for (const std::string& warning : study.report.warnings)
+    text += comment(fmt::format("warning: {}", warning));
   return text;
 }
 

@@ -155,7 +155,8 @@ std::string costliest(const Report& r, const TerminalOptions& options) {
 std::string warnings(const Report& r, const TerminalOptions& options) {
   std::string text;
   for (std::size_t i = 0; i < std::min(kWarnings, r.warnings.size()); ++i) {
-    text += paint("warning: ", kYellow, options) + r.warnings[i] + "\n";
+    text += paint("warning: ", kYellow, options) +
+            shorten(r.warnings[i], kColumns - sizeof("warning: ") + 1) + "\n";
   }
   if (r.warnings.size() > kWarnings) {
     text += fmt::format("and {} more warnings (see --json)\n", r.warnings.size() - kWarnings);

@@ -310,14 +310,13 @@ class TraceWriter {
       }
       const std::int64_t at = nanoseconds(steps[i].at_ps);
       separate();
-      put(R"({{"name":"memory (bytes)","ph":"C","pid":{},"ts":{}.{:03},"args":{
-        {)", rank, at / 1000,
+      put(R"({{"name":"memory, bytes","ph":"C","pid":{},"ts":{}.{:03},"args":{{)", rank, at / 1000,
           at % 1000);
-          for (std::size_t k = 0; k < kMemoryKinds; ++k) {
-            put(R"({}"{}":{})", k == 0 ? "" : ",", name_of(static_cast<MemoryKind>(k)), held[k]);
-          }
-          put("}}}}");
-        }
+      for (std::size_t k = 0; k < kMemoryKinds; ++k) {
+        put(R"({}"{}":{})", k == 0 ? "" : ",", name_of(static_cast<MemoryKind>(k)), held[k]);
+      }
+      put("}}}}");
+    }
   }
 
   const Program& program_;
@@ -329,23 +328,23 @@ class TraceWriter {
   IdVector<ShapeId, std::string> shape_name_;
   IdVector<ShapeId, std::string> shape_args_;
   bool first_ = true;
-    };
+};
 
-  }  // namespace
+}  // namespace
 
-  std::vector<std::uint32_t> representative_ranks(const Report& report) {
-    std::vector<std::uint32_t> ranks;
-    int last_position = -1;
-    for (const RankReport& rank : report.ranks) {
-      if (rank.position != last_position) ranks.push_back(rank.rank);
-      last_position = rank.position;
-    }
-    return ranks;
+std::vector<std::uint32_t> representative_ranks(const Report& report) {
+  std::vector<std::uint32_t> ranks;
+  int last_position = -1;
+  for (const RankReport& rank : report.ranks) {
+    if (rank.position != last_position) ranks.push_back(rank.rank);
+    last_position = rank.position;
   }
+  return ranks;
+}
 
-  void write_trace(const Study& study, const std::vector<std::uint32_t>& ranks,
-                   const std::string& path) {
-    TraceWriter(study, ranks, path).write();
-  }
+void write_trace(const Study& study, const std::vector<std::uint32_t>& ranks,
+                 const std::string& path) {
+  TraceWriter(study, ranks, path).write();
+}
 
 }  // namespace orrery

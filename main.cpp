@@ -1,0 +1,236 @@
+// orrery VERB ...: one function per verb. Results go to standard output, notes and warnings to
+// standard error. Exit status: 0 fine; 2 the input is wrong; 3 validate missed an aim; 1 anything
+// else.
+
+#include <fmt/core.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstdlib>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "reports/compare.hpp"
+#include "reports/explain.hpp"
+#include "reports/json.hpp"
+#include "reports/output.hpp"
+#include "reports/study.hpp"
+#include "reports/terminal.hpp"
+#include "reports/trace.hpp"
+#include "reports/validate.hpp"
+
+namespace {
+
+using namespace orrery;
+
+constexpr int kWrongInput = 2;
+constexpr int kMissedAim = 3;
+
+/// Options of all verbs.
+struct Options {
+  std::vector<std::string> files;
+  std::string json;  // empty: none; "-": standard output
+  bool quiet = false;
+  std::string trace;
+  std::vector<std::uint32_t> trace_ranks;
+  bool all_ranks = false;
+  Engine engine = Engine::sweep;
+  bool timing = false;
+  bool resolved = false;
+  bool fail_above = false;
+};
+
+bool wants_colour() {
+  const auto set = [](const char* name) {
+    const char* value = std::getenv(name);
+    return value != nullptr && value[0] != '\0';
+  };
+  const char* terminal = std::getenv("TERM");
+  const bool dumb = terminal != nullptr && std::string_view(terminal) == "dumb";
+  return isatty(STDOUT_FILENO) != 0 && !set("NO_COLOR") && !dumb;
+}
+
+[[noreturn]] void reject(std::string message, std::string hint = "") {
+  throw InputError({Problem{{"command line", 0, 0}, std::move(message), std::move(hint), ""}});
+}
+
+void print_notes(const Options& options, const Scenario& scenario) {
+  if (options.quiet) return;
+  for (const std::string& note : scenario.notes) fmt::print(stderr, "note: {}\n", note);
+}
+
+void print_warnings(const Options& options, const Report& report) {
+  if (options.quiet) return;
+  for (const std::string& text : report.warnings) fmt::print(stderr, "warning: {}\n", text);
+}
+
+int run(const Options& options) {
+  const Study study =
+      study_step(read_scenario(options.files[0]), {.all_ranks = options.all_ranks,
+                                                   .engine = options.engine,
+                                                   .isolated = !options.json.empty()});
+  print_notes(options, study.scenario);
+  if (!options.trace.empty()) {
+    std::vector<std::uint32_t> ranks = options.trace_ranks;
+    if (ranks.empty()) ranks = representative_ranks(study.report);
+    std::sort(ranks.begin(), ranks.end());
+    ranks.erase(std::unique(ranks.begin(), ranks.end()), ranks.end());
+    if (ranks.back() >= study.program.ranks()) {
+      reject(
+          fmt::format("--trace-ranks: there is no rank {}; simulated are 0..{}", ranks.back(),
+                      study.program.ranks() - 1),
+          options.all_ranks ? "" : "one rank stands for each pipeline position; see --all-ranks");
+    }
+    write_trace(study, ranks, options.trace);
+  }
+  if (!options.json.empty()) {
+    write_file(options.json, to_json(study.report, {.timing = options.timing}));
+  }
+  if (options.json == "-" || options.trace == "-") {
+    print_warnings(options, study.report);
+  } else if (!options.quiet || (options.json.empty() && options.trace.empty())) {
+    write_file("-",
+               to_terminal(study.report, {.colour = wants_colour(), .timing = options.timing}));
+  }
+  return 0;
+}
+
+int explain_scenario(const Options& options) {
+  Scenario scenario = read_scenario(options.files[0]);
+  if (options.resolved) {
+    write_file("-", to_yaml(scenario));
+    return 0;
+  }
+  write_file("-", explain(study_step(std::move(scenario),
+                                     {.all_ranks = options.all_ranks, .isolated = true})));
+  return 0;
+}
+
+int compare_scenarios(const Options& options) {
+  std::vector<Report> reports;
+  std::vector<std::string> names;
+  for (const std::string& file : options.files) {
+    const Study study = study_step(read_scenario(file));
+    print_notes(options, study.scenario);
+    reports.push_back(study.report);
+    names.push_back(std::filesystem::path(file).stem().string());
+  }
+  if (!options.json.empty()) write_file(options.json, compare_json(reports));
+  if (options.json != "-") write_file("-", compare(reports, names));
+  return 0;
+}
+
+int validate_runs(const Options& options) {
+  std::vector<std::string> files = options.files;
+  if (files.empty()) {
+    const std::filesystem::path folder = "scenarios/runs";
+    if (!std::filesystem::is_directory(folder)) {
+      reject("no file given and there is no folder scenarios/runs here");
+    }
+    for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+      if (entry.path().extension() == ".yaml") files.push_back(entry.path().string());
+    }
+    std::sort(files.begin(), files.end());
+  }
+  std::vector<Validation> validations;
+  for (const std::string& file : files) {
+    for (Validation& v : validate(file)) validations.push_back(std::move(v));
+  }
+  if (!options.json.empty()) write_file(options.json, validation_json(validations));
+  if (options.json != "-") write_file("-", validation_table(validations));
+  const auto missed = [](const ValidationRow& row) { return !row.met(); };
+  const bool any = std::any_of(validations.begin(), validations.end(), [&](const Validation& v) {
+    return std::any_of(v.rows.begin(), v.rows.end(), missed);
+  });
+  return options.fail_above && any ? kMissedAim : 0;
+}
+
+int main_of(int argc, char** argv) {
+  CLI::App app("Orrery: a clockwork model of a training cluster", "orrery");
+  app.set_version_flag("--version", "orrery " ORRERY_VERSION);
+  app.require_subcommand(1);
+  Options options;
+
+  const auto scenario = [&](CLI::App* verb) {
+    verb->add_option("scenario", options.files, "scenario file")->required()->expected(1);
+  };
+  const auto json = [&](CLI::App* verb) {
+    verb->add_option("--json", options.json, "write JSON to this file, - for standard output");
+  };
+  const auto quiet = [&](CLI::App* verb) {
+    verb->add_flag("--quiet", options.quiet,
+                   "no notes and warnings; no summary where a file is written");
+  };
+  const auto all_ranks = [&](CLI::App* verb) {
+    verb->add_flag("--all-ranks", options.all_ranks,
+                   "simulate every rank, not one for each pipeline position");
+  };
+
+  CLI::App* run_verb = app.add_subcommand("run", "simulate one step of a scenario");
+  scenario(run_verb);
+  json(run_verb);
+  quiet(run_verb);
+  all_ranks(run_verb);
+  run_verb->add_option("--trace", options.trace, "write a Chrome/Perfetto trace (.gz: compressed)");
+  run_verb
+      ->add_option("--trace-ranks", options.trace_ranks,
+                   "simulated ranks to trace, as 0,5 (default: one for each pipeline position)")
+      ->delimiter(',')
+      ->needs("--trace");
+  run_verb->add_option("--engine", options.engine, "sweep (default) or events")
+      ->transform(CLI::Transformer(
+          std::map<std::string, Engine>{{"sweep", Engine::sweep}, {"events", Engine::events}}));
+  run_verb->add_flag("--timing", options.timing, "also say how long the simulation took");
+
+  CLI::App* explain_verb =
+      app.add_subcommand("explain", "resolved scenario, counts, memory, layout, Program, prices");
+  scenario(explain_verb);
+  all_ranks(explain_verb);
+  explain_verb->add_flag("--resolved", options.resolved, "only the resolved scenario");
+
+  CLI::App* compare_verb = app.add_subcommand("compare", "scenarios side by side");
+  compare_verb->add_option("scenarios", options.files, "two or more scenario files")
+      ->required()
+      ->expected(2, 16);
+  json(compare_verb);
+  quiet(compare_verb);
+
+  CLI::App* validate_verb = app.add_subcommand("validate", "predicted against published");
+  validate_verb->add_option("runs", options.files, "files (default: scenarios/runs/*.yaml)");
+  json(validate_verb);
+  validate_verb->add_flag("--fail-above", options.fail_above, "exit 3 if an aim is missed");
+
+  std::vector<std::string> verbs;
+  for (const CLI::App* verb : app.get_subcommands({})) verbs.push_back(verb->get_name());
+  if (argc > 1 && argv[1][0] != '-' &&
+      std::find(verbs.begin(), verbs.end(), argv[1]) == verbs.end()) {
+    const auto near = nearest(argv[1], verbs);
+    reject(fmt::format("unknown verb '{}'", argv[1]),
+           near ? fmt::format("did you mean '{}'?", *near) : "see orrery --help");
+  }
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : kWrongInput;
+  }
+  if (*run_verb) return run(options);
+  if (*explain_verb) return explain_scenario(options);
+  if (*compare_verb) return compare_scenarios(options);
+  return validate_runs(options);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    return main_of(argc, argv);
+  } catch (const InputError& error) {
+    fmt::print(stderr, "{}", format_problems(error.problems()));
+    return kWrongInput;
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "orrery: error: {}\n", error.what());
+    return 1;
+  }
+}
