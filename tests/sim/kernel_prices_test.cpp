@@ -187,6 +187,19 @@ TEST(AttentionPrice, IsCudnnsOwnWhereItWasPublished) {
   EXPECT_NEAR(kernel_s(price_attention(causal(128, 128, 8192, 192, 128), 0, p), p), 4.278e-3, 1e-8);
 }
 
+TEST(AttentionPrice, BothDirectionsTogetherAreFlashAttention2sFigure) {
+  // A100, heads of 128, causal, 16384 tokens in sequences of 8192: 182 TFLOP/s forward and
+  // backward.
+  const Profile& p = shipped("a100");
+  AttentionCore a = causal(16, 16, 8192, 128, 128);
+  a.batch = 2;
+  AttentionCore b = a;
+  b.backward = true;
+  const double s = kernel_s(price_attention(a, 0, p), p) + kernel_s(price_attention(b, 0, p), p);
+  const double flops = flops_of(Shape{a, "", 0}) + flops_of(Shape{b, "", 0});
+  EXPECT_NEAR(flops / s / 1e12, 182, 0.5);
+}
+
 TEST(AttentionPrice, ScalesWithTheSmsItGets) {
   for (const bool backward : {false, true}) {
     const Profile& p = shipped("h800");
