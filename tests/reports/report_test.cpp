@@ -113,6 +113,28 @@ TEST(Summarise, EnginesAgreeToTheByte) {
   EXPECT_EQ(to_json(report), to_json(v3().report));
 }
 
+TEST(Summarise, EveryRankDoesAsTheOneThatStandsForIt) {
+  const std::string path = kScenarios + "mixtral_8x7b_64_h100.yaml";
+  const Report one = study_step(read_scenario(path)).report;
+  const Report all = study_step(read_scenario(path), {.all_ranks = true}).report;
+  ASSERT_EQ(all.ranks.size(), 64u);
+  EXPECT_EQ(all.step_time_s, one.step_time_s);
+  for (const RankReport& rank : all.ranks) {
+    const RankReport& alike = one.ranks.at(static_cast<std::size_t>(rank.position));
+    EXPECT_EQ(rank.multiplicity * 16, alike.multiplicity);
+    EXPECT_EQ(rank.stages, alike.stages);
+    EXPECT_EQ(rank.memory_at_peak, alike.memory_at_peak);
+    EXPECT_EQ(rank.phases_s.forward, alike.phases_s.forward);
+    EXPECT_EQ(rank.phases_s.bubble, alike.phases_s.bubble);
+    EXPECT_EQ(rank.phases_s.exposed_communication, alike.phases_s.exposed_communication);
+    EXPECT_EQ(rank.cells_s.optimizer, alike.cells_s.optimizer);
+  }
+  ASSERT_EQ(all.prices.size(), one.prices.size());
+  for (std::size_t i = 0; i < all.prices.size(); ++i) {
+    EXPECT_EQ(all.prices[i].count, one.prices[i].count) << all.prices[i].label;
+  }
+}
+
 TEST(IsolatedCells, MiddlePositionRunsPairsOfItsTwoStages) {
   int pairs = 0;
   for (const IsolatedCell& cell : v3().report.cells) {
