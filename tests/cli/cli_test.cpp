@@ -163,6 +163,7 @@ TEST_F(Cli, UsageErrorsExitWithTwo) {
       {"run", kV3, "--engine", "steam"},
       {"run", kV3, "--trace-ranks", "1"},
       {"run", kV3, "--trace", path("t.json"), "--trace-ranks", "-1"},
+      {"run", kV3, "--json", "-", "--trace", "-"},
       {"run", kV3, kV3},
       {"compare", kV3}};
   for (const auto& args : wrong) {
