@@ -122,6 +122,7 @@ HeldOutError summarise(const std::string& family, std::vector<double> ratios) {
 HeldOutError error_on(const GemmTable& table, const std::vector<GemmPoint>& points,
                       const std::string& family) {
   std::vector<double> ratios;
+  ratios.reserve(points.size());
   for (const GemmPoint& p : points) {
     ratios.push_back(table_seconds(table, gemm_of(table, p), p.sms, 1) / p.seconds);
   }
