@@ -22,6 +22,8 @@ int main(int argc, char** argv) {
     std::vector<DerivedProfile> all = derive_profiles(tables);
     fmt::print("{}\n", compare_with_trace(tables, all.front().profile));
     all.push_back(derive_trace_profile(tables, all.front().profile));
+    // Bookkeeping: what was made from the trace gives the trace back.
+    fmt::print("{}\n", compare_with_trace(tables, all.back().profile));
     for (const DerivedProfile& d : all) {
       for (const HeldOutError& e : d.errors) {
         fmt::print(

@@ -288,7 +288,10 @@ class Projections {
     }
     const Mla& m = *a.mla;
     c_.quantize("q_a input", c_.local_tokens(), hidden);
-    if (m.q_lora_rank > 0) c_.forward(q_a_);
+    if (m.q_lora_rank > 0) {
+      c_.forward(q_a_);
+      c_.quantize("kv_a input", c_.local_tokens(), hidden);  // every linear layer does its own
+    }
     c_.forward(kv_a_);
     c_.gather_tokens(
         "latent gather",
