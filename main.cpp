@@ -67,6 +67,9 @@ void print_warnings(const Options& options, const Report& report) {
 }
 
 int run(const Options& options) {
+  if (options.json == "-" && options.trace == "-") {
+    reject("--json and --trace cannot both go to standard output");
+  }
   const Study study =
       study_step(read_scenario(options.files[0]), {.all_ranks = options.all_ranks,
                                                    .engine = options.engine,

@@ -580,7 +580,8 @@ void dense_backward(Chain& c, const Layout& layout) {
 // ---------------------------------------------------------------------------------------------------
 // Experts
 
-/// Balanced loads: every expert receives tokens * top_k * ep / experts rows from its group.
+/// Routed and shared experts of one GPU. The mean expert receives tokens * top_k * ep / experts
+/// rows from its group; the plan's expert_imbalance makes this the busiest GPU of the group.
 class Experts {
  public:
   Experts(Chain& c, const Layout& layout, std::int64_t gpus_per_node)
@@ -591,7 +592,7 @@ class Experts {
         etp_(c.plan().parallelism.expert_tp),
         rank_tokens_(c.local_tokens()),
         local_experts_(moe_.routed_experts / ep_),
-        rows_per_expert_(rank_tokens_ * etp_ * moe_.top_k * ep_ / moe_.routed_experts),
+        rows_per_expert_(rows_per_expert(c)),
         rows_(rows_per_expert_ * local_experts_),
         routed_(c, "routed", rows_per_expert_, moe_.expert_intermediate / etp_, local_experts_),
         gpus_per_node_(std::min(gpus_per_node, layout.members_per_node(GroupKind::expert))) {
@@ -603,9 +604,18 @@ class Experts {
     exchange_.gpus_per_node = gpus_per_node_;
     exchange_.node_limit = moe_.group_limit < moe_.groups ? moe_.group_limit : 0;
     // A token arrives once at each GPU that holds one of its experts, and is expanded there.
-    received_ =
-        ep_ == 1 ? rank_tokens_
-                 : std::llround(static_cast<double>(rank_tokens_) * mean_gpus_per_token(exchange_));
+    received_ = ep_ == 1 ? rank_tokens_
+                         : std::llround(static_cast<double>(rank_tokens_) *
+                                        mean_gpus_per_token(exchange_) * c.plan().expert_imbalance);
+  }
+
+  /// Of one expert on the busiest GPU; at least one, since an empty kernel still runs.
+  static std::int64_t rows_per_expert(const Chain& c) {
+    const Moe& moe = *c.model().moe;
+    const Parallelism& p = c.plan().parallelism;
+    const double rows = static_cast<double>(c.local_tokens() * p.expert_tp * moe.top_k * p.ep) /
+                        static_cast<double>(moe.routed_experts) * c.plan().expert_imbalance;
+    return std::max<std::int64_t>(1, std::llround(rows));
   }
 
   /// Norm, gate (kept in higher precision, V3 report 3.3.1), scores and group-limited top-k. The

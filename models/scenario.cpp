@@ -119,6 +119,7 @@ class PlanReader {
     read_precision();
     read_recompute();
     read_communication_sms();
+    read_expert_imbalance();
     const bool stage_keys_ok = without_problems([&] { read_stage_keys(); });
     reader_.finish();
 
@@ -295,6 +296,17 @@ class PlanReader {
                     fmt::format("communication_sms {} leaves no SM to compute: {} has {}",
                                 plan_.communication_sms, device_->name, device_->sms));
     }
+  }
+
+  void read_expert_imbalance() {
+    const double most =
+        model_ != nullptr && model_->moe ? static_cast<double>(model_->moe->routed_experts) : 1;
+    if (model_ != nullptr && !model_->moe && reader_.has("expert_imbalance")) {
+      problems_.add(where(reader_, "expert_imbalance"),
+                    fmt::format("expert_imbalance, but {} has no experts", model_->name));
+      return;
+    }
+    plan_.expert_imbalance = reader_.number_or("expert_imbalance", 1, 1, most);
   }
 
   void read_stage_keys() {
@@ -760,11 +772,13 @@ std::string plan_yaml(const Plan& plan) {
                                          : "";
   return fmt::format(
       "layout: {}\nschedule: {}\n{}layers_per_stage: [{}]\n{}sequence_length: {}\nmicro_batch: {}\n"
-      "global_batch: {}\nprecision: {}\nrecompute: {}\ncommunication_sms: {}\n",
+      "global_batch: {}\nprecision: {}\nrecompute: {}\ncommunication_sms: {}\n{}",
       layout_yaml(plan.parallelism), name_of(plan.schedule), virtual_stages,
       fmt::join(layers, ", "), mtp, plan.sequence_length, plan.micro_batch_sequences,
       plan.global_batch_sequences, precision_yaml(plan.precision), recompute_yaml(plan.recompute),
-      plan.communication_sms);
+      plan.communication_sms,
+      plan.expert_imbalance == 1 ? ""
+                                 : fmt::format("expert_imbalance: {}\n", plan.expert_imbalance));
 }
 
 /// The path of a file as the scenario would have to name it from its own directory.

@@ -17,6 +17,7 @@
 //     recompute: none | selective | full | deepseek, or a list of norms, mla_up_projection,
 //                activation and attention_core (none)
 //     communication_sms (0)
+//     expert_imbalance: rows on the busiest GPU of an expert-parallel group over the mean (1)
 
 #include <cstdint>
 #include <string>

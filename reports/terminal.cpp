@@ -129,7 +129,7 @@ std::string memory(const Report& r, const TerminalOptions& options) {
     std::string bar = memory_bar(*rank, r.memory_capacity_bytes, kBar);
     if (bar.size() > kBar) bar.resize(kBar);
     std::string line =
-        fmt::format("  {:>4} {:<9}{:>9} |{}|{}", rank->position, shorten(stages_of(*rank), 9),
+        fmt::format("  {:>3} {:<9}{:>9} |{}|{}", rank->position, shorten(stages_of(*rank), 9),
                     format_bytes(static_cast<double>(rank->memory_peak_bytes)), bar,
                     too_large ? " too much" : "");
     text += too_large ? paint(line, kRed, options) : line;

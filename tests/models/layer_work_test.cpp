@@ -134,6 +134,35 @@ TEST(LayerWork, ExpertRowsAreBalancedOverTheGroup) {
   }
 }
 
+TEST(LayerWork, AnImbalancedGroupIsModelledByItsBusiestGpu) {
+  Plan plan = deepseek_plan();
+  plan.expert_imbalance = 1.25;
+  const LayerWork w = transformer_layer(deepseek_v3(), plan, 8, true);
+  for (const WorkItem& item : w.mlp_weight) {
+    if (item.shape.label != "routed_down") continue;
+    EXPECT_EQ(std::get<Gemm>(item.shape.work).k, 10240);  // 1.25 x 8192 rows
+  }
+  // The shared expert and attention do not depend on the routing.
+  const LayerWork balanced = transformer_layer(deepseek_v3(), deepseek_plan(), 8, true);
+  EXPECT_EQ(gemm_flops(w.attn_forward, Pass::forward),
+            gemm_flops(balanced.attn_forward, Pass::forward));
+  const double routed = 8 * 3. * 7168 * 2048 * 2 * 4096;
+  EXPECT_DOUBLE_EQ(gemm_flops(w.mlp_forward, Pass::forward),
+                   gemm_flops(balanced.mlp_forward, Pass::forward) + 0.25 * routed);
+}
+
+TEST(LayerWork, FewTokensOnManyExpertsStillRunOneRowEach) {
+  Plan plan = deepseek_plan();
+  plan.parallelism.ep = 1;
+  plan.sequence_length = 8;
+  const LayerWork w = transformer_layer(deepseek_v3(), plan, 8, true);
+  for (const WorkItem& item : w.mlp_forward) {
+    const Gemm* g = std::get_if<Gemm>(&item.shape.work);
+    if (g == nullptr) continue;
+    EXPECT_GE(g->m, 1) << item.shape.label;
+  }
+}
+
 TEST(LayerWork, GradientsAreDispatchedInFp8AndCombinedInBf16) {
   const LayerWork w = transformer_layer(deepseek_v3(), deepseek_plan(), 8, true);
   const auto exchange = [](const Work& work) {

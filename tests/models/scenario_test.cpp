@@ -125,6 +125,7 @@ TEST(Scenario, EveryFieldOfAPlanReadsBack) {
   plan.recompute.attention_core = true;
   plan.recompute.norms = true;
   plan.communication_sms = 7;
+  plan.expert_imbalance = 1.375;
   expect_equal(scenario, read_scenario_text(to_yaml(scenario), scenario.file, kScenarios));
 }
 

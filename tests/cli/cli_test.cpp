@@ -1,0 +1,240 @@
+// The program as its users see it: exit status, what goes to which stream, what files are left.
+
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <spawn.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <sstream>
+#include <string>
+#include <vector>
+
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+const std::string kV3 = ORRERY_SOURCE_DIR "/scenarios/deepseek_v3_2048_h800.yaml";
+const std::string kRuns = ORRERY_SOURCE_DIR "/scenarios/runs/deepseek_v3.yaml";
+
+struct Result {
+  int status = 0;  ///< exit status, or -signal
+  std::string out;
+  std::string err;
+};
+
+class Cli : public testing::Test {
+ protected:
+  void SetUp() override {
+    folder_ = testing::TempDir() + "orrery_cli_" + std::to_string(getpid());
+    fs::create_directories(folder_ + "/here");
+  }
+  void TearDown() override { fs::remove_all(folder_); }
+
+  std::string path(const std::string& name) const { return folder_ + "/here/" + name; }
+  std::size_t files() const {
+    return static_cast<std::size_t>(std::distance(fs::directory_iterator(folder_ + "/here"), {}));
+  }
+
+  /// `out`: an open descriptor to use as standard output instead.
+  Result orrery(std::vector<std::string> args, int out = -1) const {
+    args.insert(args.begin(), ORRERY_BINARY);
+    std::vector<char*> argv;
+    for (std::string& arg : args) argv.push_back(arg.data());
+    argv.push_back(nullptr);
+    std::string path_set = "PATH=/usr/bin";
+    char* environment[] = {path_set.data(), nullptr};
+    posix_spawn_file_actions_t actions;
+    posix_spawn_file_actions_init(&actions);
+    const auto to_file = [&](int descriptor, const std::string& name) {
+      posix_spawn_file_actions_addopen(&actions, descriptor, (folder_ + "/" + name).c_str(),
+                                       O_WRONLY | O_CREAT | O_TRUNC, 0644);
+    };
+    if (out < 0) {
+      to_file(STDOUT_FILENO, "out");
+    } else {
+      posix_spawn_file_actions_adddup2(&actions, out, STDOUT_FILENO);
+    }
+    to_file(STDERR_FILENO, "err");
+    pid_t child = 0;
+    EXPECT_EQ(posix_spawn(&child, ORRERY_BINARY, &actions, nullptr, argv.data(), environment), 0);
+    posix_spawn_file_actions_destroy(&actions);
+    int status = 0;
+    waitpid(child, &status, 0);
+    return {WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status), slurp(folder_ + "/out"),
+            slurp(folder_ + "/err")};
+  }
+
+  static std::string slurp(const std::string& path) {
+    std::ostringstream text;
+    text << std::ifstream(path).rdbuf();
+    return text.str();
+  }
+
+  std::string folder_;
+};
+
+bool contains(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
+
+TEST_F(Cli, RunWritesASummaryToStandardOutput) {
+  const Result r = orrery({"run", kV3});
+  EXPECT_EQ(r.status, 0) << r.err;
+  EXPECT_TRUE(contains(r.out, "DeepSeek-V3 on 2048 H800")) << r.out;
+  EXPECT_FALSE(contains(r.out, "\x1b")) << "colour outside of a terminal";
+}
+
+TEST_F(Cli, JsonOnStandardOutputIsAllThereIsOnIt) {
+  const Result r = orrery({"run", kV3, "--json", "-"});
+  EXPECT_EQ(r.status, 0) << r.err;
+  EXPECT_GT(json::parse(r.out).at("step_time_s").get<double>(), 0);
+  EXPECT_FALSE(contains(r.out, "wall_s"));
+  EXPECT_EQ(orrery({"run", kV3, "--json", "-"}).out, r.out);
+  EXPECT_TRUE(json::parse(orrery({"run", kV3, "--json", "-", "--timing"}).out)
+                  .at("engine")
+                  .at("wall_s")
+                  .is_number());
+}
+
+TEST_F(Cli, QuietSaysNothingWhereAFileIsWritten) {
+  const Result r = orrery({"run", kV3, "--json", path("r.json"), "--quiet"});
+  EXPECT_EQ(r.status, 0);
+  EXPECT_EQ(r.out + r.err, "");
+  EXPECT_TRUE(json::parse(slurp(path("r.json"))).is_object());
+  EXPECT_EQ(files(), 1u);
+}
+
+TEST_F(Cli, BothEnginesGiveTheSameFingerprint) {
+  const json sweep = json::parse(orrery({"run", kV3, "--json", "-"}).out);
+  const json events = json::parse(orrery({"run", kV3, "--json", "-", "--engine", "events"}).out);
+  EXPECT_EQ(sweep.at("fingerprint"), events.at("fingerprint"));
+}
+
+TEST_F(Cli, TraceOfChosenRanks) {
+  const Result r = orrery({"run", kV3, "--trace", path("t.json"), "--trace-ranks", "15,3"});
+  EXPECT_EQ(r.status, 0) << r.err;
+  std::set<int> ranks;
+  const json trace = json::parse(slurp(path("t.json")));
+  for (const json& event : trace.at("traceEvents")) ranks.insert(event.at("pid").get<int>());
+  EXPECT_EQ(ranks, (std::set<int>{3, 15}));
+}
+
+TEST_F(Cli, RanksThatAreNotThereAreWrongInput) {
+  const Result r = orrery({"run", kV3, "--trace", path("t.json"), "--trace-ranks", "16"});
+  EXPECT_EQ(r.status, 2);
+  EXPECT_TRUE(contains(r.err, "no rank 16; simulated are 0..15")) << r.err;
+  EXPECT_EQ(files(), 0u);
+}
+
+TEST_F(Cli, MissingFileIsWrongInput) {
+  const Result r = orrery({"run", path("no.yaml")});
+  EXPECT_EQ(r.status, 2);
+  EXPECT_EQ(r.out, "");
+  EXPECT_TRUE(contains(r.err, "no.yaml")) << r.err;
+}
+
+TEST_F(Cli, BrokenScenarioNamesThePlace) {
+  std::ofstream(path("broken.yaml")) << "name: x\nmodle: y\n";
+  const Result r = orrery({"run", path("broken.yaml")});
+  EXPECT_EQ(r.status, 2);
+  EXPECT_EQ(r.out, "");
+  EXPECT_TRUE(contains(r.err, "broken.yaml:2:1: error: unknown key 'modle'")) << r.err;
+}
+
+TEST_F(Cli, MistypedVerbIsSuggested) {
+  const Result r = orrery({"vaildate"});
+  EXPECT_EQ(r.status, 2);
+  EXPECT_TRUE(contains(r.err, "did you mean 'validate'?")) << r.err;
+  EXPECT_EQ(r.out, "");
+}
+
+TEST_F(Cli, UsageErrorsExitWithTwo) {
+  const std::vector<std::vector<std::string>> wrong = {
+      {},
+      {"run"},
+      {"run", kV3, "--no-such-option"},
+      {"run", kV3, "--engine", "steam"},
+      {"run", kV3, "--trace-ranks", "1"},
+      {"run", kV3, "--trace", path("t.json"), "--trace-ranks", "-1"},
+      {"run", kV3, "--json", "-", "--trace", "-"},
+      {"run", kV3, kV3},
+      {"compare", kV3}};
+  for (const auto& args : wrong) {
+    const Result r = orrery(args);
+    EXPECT_EQ(r.status, 2) << (args.empty() ? "" : args.back());
+    EXPECT_EQ(r.out, "");
+    EXPECT_NE(r.err, "");
+  }
+}
+
+TEST_F(Cli, HelpAndVersionAreResults) {
+  EXPECT_EQ(orrery({"--version"}).out, "orrery 0.1.0\n");
+  const Result help = orrery({"--help"});
+  EXPECT_EQ(help.status, 0);
+  for (const char* verb : {"run", "explain", "compare", "validate"}) {
+    EXPECT_TRUE(contains(help.out, verb));
+    EXPECT_EQ(orrery({verb, "--help"}).status, 0);
+  }
+}
+
+TEST_F(Cli, FolderAsOutputFails) {
+  for (const char* option : {"--json", "--trace"}) {
+    const Result r = orrery({"run", kV3, option, folder_ + "/here"});
+    EXPECT_EQ(r.status, 1);
+    EXPECT_TRUE(contains(r.err, "Is a directory")) << r.err;
+    EXPECT_EQ(files(), 0u);
+  }
+}
+
+TEST_F(Cli, FullDiskFails) {
+  const int full = open("/dev/full", O_WRONLY);
+  ASSERT_GE(full, 0);
+  const Result r = orrery({"run", kV3}, full);
+  close(full);
+  EXPECT_EQ(r.status, 1);
+  EXPECT_TRUE(contains(r.err, "cannot write standard output: No space left")) << r.err;
+}
+
+TEST_F(Cli, BrokenPipeEndsSilently) {
+  int ends[2];
+  ASSERT_EQ(pipe(ends), 0);
+  close(ends[0]);
+  const Result r = orrery({"explain", kV3}, ends[1]);
+  close(ends[1]);
+  EXPECT_EQ(r.status, -SIGPIPE);  // as cat or grep
+  EXPECT_EQ(r.err, "");
+}
+
+TEST_F(Cli, CompareShowsBoth) {
+  const Result r = orrery({"compare", kV3, kV3});
+  EXPECT_EQ(r.status, 0) << r.err;
+  EXPECT_TRUE(contains(r.out, "No operation differs")) << r.out;
+  EXPECT_EQ(json::parse(orrery({"compare", kV3, kV3, "--json", "-"}).out).at("reports").size(), 2u);
+}
+
+TEST_F(Cli, ExplainPrintsAScenarioThatRuns) {
+  const Result r = orrery({"explain", kV3, "--resolved"});
+  ASSERT_EQ(r.status, 0) << r.err;
+  EXPECT_TRUE(contains(r.out, "pp: 16")) << r.out;
+}
+
+TEST_F(Cli, ValidateFailsOnlyWhereAskedTo) {
+  std::ofstream(path("run.yaml"))
+      << "name: far off\nscenario: " << kV3
+      << "\nrows: [{quantity: step_time_s, published: 1000 s, aim: 1 %, source: none}]\n";
+  const Result r = orrery({"validate", path("run.yaml")});
+  EXPECT_EQ(r.status, 0) << r.err;
+  EXPECT_TRUE(contains(r.out, "MISSED")) << r.out;
+  EXPECT_EQ(orrery({"validate", path("run.yaml"), "--fail-above"}).status, 3);
+  const json rows = json::parse(orrery({"validate", kRuns, "--json", "-"}).out);
+  EXPECT_EQ(rows.at("runs").size(), 3u);
+}
+
+}  // namespace
