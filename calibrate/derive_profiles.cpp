@@ -16,6 +16,8 @@ namespace {
 
 constexpr double kHopperSms = 132;
 constexpr const char* kHopperExchange = "expert_exchange_hopper.yaml";
+constexpr const char* kFirstExchange =
+    "expert_exchange_h800_2025_02.yaml";  // nearest to V3's training
 const std::vector<GemmTile> kAnyTile{{128, 256}, {256, 128}, {128, 128}, {128, 112},
                                      {128, 96},  {128, 64},  {64, 128},  {64, 64}};
 // DeepGEMM of February 2025 has blocks of at most 128 x 128 and picks their width, 112 among others
@@ -768,6 +770,7 @@ std::vector<DerivedProfile> derive_profiles(const std::string& folder) {
     prepare(d.profile);
     const bool hopper_device = d.profile.device.sms == static_cast<int>(kHopperSms);
     if (hopper_device) d.expert_exchange = kHopperExchange;
+    if (d.profile.name == "h800") d.expert_exchange = kFirstExchange;
   }
   return all;
 }

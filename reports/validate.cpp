@@ -32,8 +32,9 @@ bool is_isolated(std::string_view quantity) {
 }
 
 Dimension dimension_of(std::string_view quantity) {
-  if (ends_with(quantity, "_s") || is_isolated(quantity) || starts_with(quantity, "phases_s.") ||
-      starts_with(quantity, "cells_s.")) {
+  const bool within_s = quantity.find("phases_s.") != std::string_view::npos ||
+                        quantity.find("cells_s.") != std::string_view::npos;
+  if (ends_with(quantity, "_s") || is_isolated(quantity) || within_s) {
     return Dimension::seconds;
   }
   if (starts_with(quantity, "memory_peak_bytes.")) return Dimension::bytes;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <filesystem>
 #include <map>
 #include <random>
 
@@ -193,11 +194,29 @@ std::vector<std::int64_t> read_range(MapReader& map, std::string_view key) {
   return {1, 1};
 }
 
-}  // namespace
+/// The document that a scalar names, relative to the file it stands in; null with a problem if
+/// there is none.
+Node read_named_file(const Node& name, Problems& problems) {
+  const std::filesystem::path directory = std::filesystem::path(name.at().file).parent_path();
+  return read_document((directory / name.text()).string(), problems);
+}
 
-ExchangeTable read_exchange_table(const Node& node, Problems& problems) {
+ExchangeTable read_table(const Node& node, Problems& problems, bool may_be_like) {
+  const std::size_t before = problems.size();
   MapReader map(node, problems, "expert_exchange");
   ExchangeTable table;
+  if (may_be_like && map.has("like")) {
+    const Node base = read_named_file(map.at("like"), problems);
+    if (problems.size() == before) table = read_table(base, problems, false);
+    table.id = map.text("id");
+    table.source = map.text("source") + "; " + table.source;
+    const Node machines = map.at("machines");
+    for (std::size_t i = machines.size(); i-- > 0;) {
+      table.machines.insert(table.machines.begin(), read_machine(machines[i], problems));
+    }
+    map.finish();
+    return table;
+  }
   table.id = map.text("id");
   table.source = map.text("source");
   table.spread = map.number("spread", 0, 1);
@@ -216,6 +235,15 @@ ExchangeTable read_exchange_table(const Node& node, Problems& problems) {
   }
   map.finish();
   return table;
+}
+
+}  // namespace
+
+ExchangeTable read_exchange_table(const Node& node, Problems& problems) {
+  if (node.kind() != Node::Kind::scalar) return read_table(node, problems, true);
+  const std::size_t before = problems.size();
+  const Node document = read_named_file(node, problems);
+  return problems.size() == before ? read_table(document, problems, true) : ExchangeTable{};
 }
 
 double mean_nodes_per_token(const ExpertExchange& shape) {

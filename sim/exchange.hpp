@@ -70,7 +70,9 @@ struct ExchangeTable {
   std::vector<ExchangeMachine> machines;
 };
 
-/// Reads the profile key `expert_exchange` (a map).
+/// Reads the profile key `expert_exchange`: a table, or the path of a file that holds one, relative
+/// to the file that names it. A table `like: FILE` has that file's costs and range, and its own
+/// machines are looked at before that file's.
 ExchangeTable read_exchange_table(const Node& node, Problems& problems);
 
 /// Mean number of distinct nodes (own node included) that hold one of a token's top_k experts, for

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <array>
-#include <filesystem>
 #include <limits>
 
 #include "sim/kernel_prices.hpp"
@@ -253,16 +252,6 @@ void read_bandwidth_by_sms(const Node& node, Profile& profile, Problems& problem
   r.finish();
 }
 
-/// The key holds the table itself, or the path of a file that does, relative to the profile.
-ExchangeTable read_exchange(const Node& node, Problems& problems) {
-  if (node.kind() != Node::Kind::scalar) return read_exchange_table(node, problems);
-  const std::filesystem::path file =
-      std::filesystem::path(node.at().file).parent_path() / node.text();
-  const std::size_t before = problems.size();
-  const Node document = read_document(file.string(), problems);
-  return problems.size() == before ? read_exchange_table(document, problems) : ExchangeTable{};
-}
-
 }  // namespace
 
 void prepare(Profile& profile) {
@@ -287,7 +276,8 @@ Profile read_profile(const Node& node, Problems& problems) {
     profile.attention.push_back(read_attention_table(table, problems));
   }
   read_streaming(r.at("streaming"), profile, problems);
-  if (r.has("expert_exchange")) profile.exchange = read_exchange(r.at("expert_exchange"), problems);
+  if (r.has("expert_exchange"))
+    profile.exchange = read_exchange_table(r.at("expert_exchange"), problems);
   r.finish();
   if (problems.size() == problems_before) prepare(profile);
   return profile;

@@ -102,6 +102,27 @@ TEST(PriceExchange, ReproducesDeepEpsTable) {
   }
 }
 
+// DeepEP's first README (@ebfe47e4, 2025-02-24), all on the default 20 SMs; costs are the later
+// table's.
+TEST(PriceExchange, ATableLikeAnotherKeepsItsCostsAndPutsItsOwnMachinesFirst) {
+  Problems problems;
+  const std::string folder = ORRERY_SOURCE_DIR "/scenarios/profiles/";
+  Profile first = hopper();
+  first.exchange = read_exchange_table(
+      read_document(folder + "expert_exchange_h800_2025_02.yaml", problems), problems);
+  problems.throw_if_any();
+  EXPECT_EQ(first.exchange.dispatch.latency_s, hopper().exchange.dispatch.latency_s);
+  EXPECT_EQ(first.exchange.machines.size(), hopper().exchange.machines.size() + 1);
+  const Cluster h800 = cluster_named("h800_2048");
+  for (const DeepEpRow& row : {DeepEpRow{8, 20, 153, 158}, DeepEpRow{16, 20, 43, 43},
+                               DeepEpRow{32, 20, 44, 47}, DeepEpRow{64, 20, 46, 45}}) {
+    for (const bool combine : {false, true}) {
+      const Price p = price_exchange(deepep_shape(row, combine), row.sms, first, h800);
+      EXPECT_NEAR(us(p) / deepep_us(row, combine), 1, 0.005) << row.ep;
+    }
+  }
+}
+
 TEST(PriceExchange, OneNodeNeedsNoNicToBeMeasured) {
   const Price p =
       price_exchange(deepep_shape(kDeepEp[0], false), 20, hopper(), cluster_named("h800_node"));
