@@ -18,10 +18,10 @@ inline constexpr Picoseconds kPsPerMs = 1'000'000'000;
 inline constexpr Picoseconds kPsPerS = 1'000'000'000'000;
 
 constexpr double seconds(Picoseconds t) {
-  return static_cast<double>(t) * 1e-12;
+  return static_cast<double>(t) / 1e12;
 }
 constexpr double milliseconds(Picoseconds t) {
-  return static_cast<double>(t) * 1e-9;
+  return static_cast<double>(t) / 1e9;
 }
 
 /// Rounds half up; the caller guarantees 0 <= s < 9.2e6 seconds.
