@@ -487,6 +487,7 @@ Norm fit_norm(const std::string& folder, const std::string& gpu, bool backward) 
     return sum;
   });
   std::vector<double> errors;
+  errors.reserve(points.size());
   for (const auto& p : points) errors.push_back(off(x, p));
   std::sort(errors.begin(), errors.end());
   return {std::exp(x[0]), std::exp(x[1]), errors[errors.size() * 68 / 100]};

@@ -13,7 +13,7 @@ namespace {
 
 // Filling a pipeline takes at least one round trip to memory, about 0.6 us on these devices, of
 // which a kernel that keeps loading the next tile hides most.
-constexpr double kLeastTile_s = 0.1e-6;
+constexpr double kLeastTileSeconds = 0.1e-6;
 constexpr double kClip =
     0.5;  // a point further off than this is an outlier; it counts, but no more
 
@@ -36,7 +36,7 @@ std::array<double*, 5> constants(GemmModel& m) {
 double beyond(const GemmModel& m, const Limits& limits) {
   const auto over = [](double value, double most) { return std::max(0.0, std::log(value / most)); };
   return over(m.flops_per_s_per_sm, limits.flops_per_s_per_sm) +
-         over(m.bytes_per_s, limits.bytes_per_s) + over(kLeastTile_s, m.tile_s);
+         over(m.bytes_per_s, limits.bytes_per_s) + over(kLeastTileSeconds, m.tile_s);
 }
 
 double median(std::vector<double> values) {
@@ -122,6 +122,7 @@ HeldOutError summarise(const std::string& family, std::vector<double> ratios) {
 HeldOutError error_on(const GemmTable& table, const std::vector<GemmPoint>& points,
                       const std::string& family) {
   std::vector<double> ratios;
+  ratios.reserve(points.size());
   for (const GemmPoint& p : points) {
     ratios.push_back(table_seconds(table, gemm_of(table, p), p.sms, 1) / p.seconds);
   }

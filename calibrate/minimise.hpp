@@ -13,7 +13,7 @@ template <class Loss>
 void minimise(std::vector<double>& x, double step, int iterations, const Loss& loss) {
   struct Vertex {
     std::vector<double> x;
-    double loss;
+    double loss = 0;
   };
   const std::size_t n = x.size();
   std::vector<Vertex> simplex{{x, loss(x)}};

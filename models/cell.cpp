@@ -194,8 +194,7 @@ void write_pair(CellWriter& w, const Unit& f, const Unit& b) {
 
 }  // namespace
 
-CellFactory::CellFactory(const Scenario& scenario, const Layout& layout)
-    : scenario_(scenario), layout_(layout) {
+CellFactory::CellFactory(const Scenario& scenario) : scenario_(scenario) {
   const Model& model = scenario.model;
   const Plan& plan = scenario.plan;
   const std::int64_t per_node = scenario.cluster.gpus_per_node;

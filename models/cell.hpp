@@ -50,7 +50,7 @@ struct CellTemplate {
 /// Compiles cells of one scenario. Layers of one kind share their work.
 class CellFactory {
  public:
-  CellFactory(const Scenario& scenario, const Layout& layout);
+  explicit CellFactory(const Scenario& scenario);
 
   /// `stage` is the forward half's, `pair_stage` the backward half's for ActionKind::overlapped.
   CellTemplate make(ActionKind kind, int stage, int pair_stage, ProgramBuilder& builder) const;
@@ -60,7 +60,6 @@ class CellFactory {
 
  private:
   const Scenario& scenario_;
-  const Layout& layout_;
   LayerWork dense_layer_;
   LayerWork moe_layer_;
   EdgeWork embedding_;

@@ -6,6 +6,7 @@
 #include <array>
 #include <optional>
 #include <string_view>
+#include <utility>
 
 #include "models/model_limits.hpp"
 
@@ -100,7 +101,7 @@ class Config {
     return has(key) ? reader_.flag_or(key, fallback) : fallback;
   }
   std::string text_or(std::string_view key, std::string fallback) {
-    return has(key) ? reader_.text(key) : fallback;
+    return has(key) ? reader_.text(key) : std::move(fallback);
   }
   std::vector<std::int64_t> integers(std::string_view key, std::int64_t min, std::int64_t max) {
     return has(key) ? reader_.integers(key, min, max) : std::vector<std::int64_t>{};

@@ -1,6 +1,7 @@
 #include "models/layer_work.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <string>
 #include <utility>
 
@@ -14,7 +15,7 @@ constexpr std::int64_t kBf16 = 2;
 constexpr std::int64_t kFp32 = 4;
 
 std::int64_t bytes_of_elements(std::int64_t elements, NumberFormat format) {
-  return static_cast<std::int64_t>(static_cast<double>(elements) * bytes_per_element(format) + 0.5);
+  return std::llround(static_cast<double>(elements) * bytes_per_element(format));
 }
 
 /// The dimensions of one micro-batch on one rank, and the verbs that append kernels to a chain.
@@ -28,7 +29,6 @@ class Chain {
       : model_(model),
         plan_(plan),
         tp_(plan.parallelism.tp),
-        cp_(plan.parallelism.cp),
         tokens_(plan.micro_batch_tokens()),
         local_tokens_(plan.parallelism.sequence_parallel ? tokens_ / tp_ : tokens_) {}
 
@@ -44,7 +44,7 @@ class Chain {
   bool fp8() const { return precision().linear != NumberFormat::bf16; }
 
   void add(std::string label, decltype(Shape::work) work) {
-    work_.push_back({.shape = {.work = std::move(work), .label = std::move(label)}});
+    work_.push_back({.shape = {.work = work, .label = std::move(label)}});
   }
 
   void stream(StreamingKind kind, std::string label, std::int64_t read, std::int64_t written,
@@ -190,7 +190,6 @@ class Chain {
   const Model& model_;
   const Plan& plan_;
   std::int64_t tp_;
-  std::int64_t cp_;
   std::int64_t tokens_;
   std::int64_t local_tokens_;
   Work work_;
@@ -606,10 +605,8 @@ class Experts {
     exchange_.node_limit = moe_.group_limit < moe_.groups ? moe_.group_limit : 0;
     // A token arrives once at each GPU that holds one of its experts, and is expanded there.
     received_ = ep_ == 1 ? rank_tokens_
-                         : static_cast<std::int64_t>(static_cast<double>(rank_tokens_) *
-                                                         mean_gpus_per_token(exchange_) *
-                                                         c.plan().expert_imbalance +
-                                                     0.5);
+                         : std::llround(static_cast<double>(rank_tokens_) *
+                                        mean_gpus_per_token(exchange_) * c.plan().expert_imbalance);
   }
 
   /// Of one expert on the busiest GPU; at least one, since an empty kernel still runs.
@@ -618,7 +615,7 @@ class Experts {
     const Parallelism& p = c.plan().parallelism;
     const double rows = static_cast<double>(c.local_tokens() * p.expert_tp * moe.top_k * p.ep) /
                         static_cast<double>(moe.routed_experts) * c.plan().expert_imbalance;
-    return std::max<std::int64_t>(1, static_cast<std::int64_t>(rows + 0.5));
+    return std::max<std::int64_t>(1, std::llround(rows));
   }
 
   /// Norm, gate (kept in higher precision, V3 report 3.3.1), scores and group-limited top-k. The

@@ -646,7 +646,7 @@ Node read_named(const Node& node, std::string_view what, const fs::path& directo
 /// neither.
 Node inline_or_named(MapReader& reader, std::string_view key, const fs::path& directory,
                      Problems& problems) {
-  const Node value = reader.require(key);
+  Node value = reader.require(key);
   if (value.kind() == Node::Kind::scalar) return read_named(value, key, directory, problems);
   return value;
 }

@@ -65,7 +65,7 @@ class StepBuilder {
         builder_(std::vector<std::int64_t>(
             static_cast<std::size_t>(plan_.parallelism.pp * replicas_.count),
             options.all_ranks ? 1 : layout_.slots())),
-        factory_(scenario, layout_) {
+        factory_(scenario) {
     index_groups();
     for (int s = 0; s < schedule_.shape.stages(); ++s) {
       parameters_.push_back(stage_parameters(scenario, s));
@@ -584,7 +584,7 @@ class StepBuilder {
       }
       // Activations and gradients in flight from and to both neighbours, double-buffered.
       const std::int64_t message = 2 * plan_.micro_batch_tokens() * scenario_.model.hidden;
-      const std::int64_t buffers = par.pp > 1 ? 2 * 4 * message : 0;
+      const std::int64_t buffers = par.pp > 1 ? 2 * (4 * message) : 0;
       for (std::int64_t slot = 0; slot < replicas_.count; ++slot) {
         const RankId rank = replicas_.rank(p, slot);
         const StreamId stream = stream_of(rank, StreamKind::compute);

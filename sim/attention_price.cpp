@@ -36,7 +36,8 @@ std::array<double, 4> position(const AttentionCore& a) {
 }
 
 double ceil_div(std::int64_t a, std::int64_t b) {
-  return static_cast<double>((a + b - 1) / b);
+  const std::int64_t whole = (a + b - 1) / b;
+  return static_cast<double>(whole);
 }
 
 const AttentionTable* choose_table(const Profile& profile, const AttentionCore& a) {

@@ -55,7 +55,8 @@ Gemm gemm_of(const GemmTable& table, const GemmPoint& p) {
 }
 
 double ceil_div(std::int64_t a, int b) {
-  return static_cast<double>((a + b - 1) / b);
+  const std::int64_t whole = (a + b - 1) / b;
+  return static_cast<double>(whole);
 }
 
 /// How far a table is from what is asked for; 0 is the same kernel, none above kUnusable is used.

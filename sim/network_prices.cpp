@@ -34,7 +34,8 @@ struct ExchangeBytes {
 };
 
 ExchangeBytes bytes_of_exchange(const ExpertExchange& e) {
-  const double nodes = std::max(1.0, static_cast<double>(e.ep / e.gpus_per_node));
+  const std::int64_t whole_nodes = std::max<std::int64_t>(1, e.ep / e.gpus_per_node);
+  const auto nodes = static_cast<double>(whole_nodes);
   const double per_node = static_cast<double>(e.ep) / nodes;
   ExchangeBytes b;
   b.token = static_cast<double>(e.hidden) * bytes_per_element(e.format);

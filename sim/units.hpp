@@ -26,7 +26,8 @@ constexpr double milliseconds(Picoseconds t) {
 
 /// Rounds half up; the caller guarantees 0 <= s < 9.2e6 seconds.
 constexpr Picoseconds from_seconds(double s) {
-  return static_cast<Picoseconds>(s * 1e12 + 0.5);
+  // std::llround is not constexpr, and the argument is never negative.
+  return static_cast<Picoseconds>(s * 1e12 + 0.5);  // NOLINT(bugprone-incorrect-roundings)
 }
 
 /// The dimension a quantity in a file must have.

@@ -3,7 +3,7 @@ cmake_minimum_required(VERSION 3.25)
 set(tree ${WORK}/bad_tree)
 file(REMOVE_RECURSE ${tree})
 file(WRITE ${tree}/sim/clock.cpp "#include \"models/model.hpp\"\n")
-execute_process(COMMAND ${CMAKE_COMMAND} -DROOT=${tree} -P ${CHECKER} RESULT_VARIABLE result
+execute_process(COMMAND ${CMAKE_COMMAND} -DROOT=${tree} -P ${CMAKE_CURRENT_LIST_DIR}/check_includes.cmake RESULT_VARIABLE result
                 ERROR_VARIABLE text OUTPUT_QUIET)
 if(result EQUAL 0)
   message(FATAL_ERROR "a forbidden include passed")
