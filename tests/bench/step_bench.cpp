@@ -1,15 +1,17 @@
 // What one step of DeepSeek-V3 on 2048 H800 costs to model, part by part, at kernel granularity:
 // from YAML to the Report. `representative`: one rank per pipeline position; `all_ranks`: all 2048,
-// some 115 million ops and 7 GB, which only runs when it is asked for by name.
+// some 115 million ops and 5 GB, which only runs when it is asked for by name.
 //
 //   step_bench --benchmark_counters_tabular=true
 //   step_bench --benchmark_filter=all_ranks
 //
-// items_per_second are ops of the step. bytes/op: what the Program and its Timeline keep.
+// items_per_second are ops of the step. bytes/op: what the Program and its Timeline keep. The table
+// in the README is made by speed_table.py.
 
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -23,41 +25,57 @@ namespace {
 
 const std::string kScenario = ORRERY_SOURCE_DIR "/scenarios/deepseek_v3_2048_h800.yaml";
 
-/// A Study of the scenario, kept from one benchmark to the next: all ranks take seconds to build.
+/// A Study of the scenario, kept from one benchmark to the next (all ranks take seconds to build)
+/// until another one is wanted or the memory is.
+std::optional<Study> kept;
+
 const Study& study(bool all_ranks) {
-  static Study kept;
-  static int holds = -1;
-  if (holds != static_cast<int>(all_ranks)) {
-    kept = Study{};  // frees the other one's memory first
+  const bool holds_all = kept && kept->program.ranks() == 2048;
+  if (!kept || holds_all != all_ranks) {
+    kept.reset();
     kept = study_step(read_scenario(kScenario), {.all_ranks = all_ranks});
-    holds = static_cast<int>(all_ranks);
   }
-  return kept;
+  return *kept;
 }
 
-void count(benchmark::State& state, const Study& s) {
-  const auto ops = static_cast<double>(s.program.size());
-  state.SetItemsProcessed(state.iterations() * static_cast<std::int64_t>(s.program.size()));
+void count(benchmark::State& state, const Program& program) {
+  const auto ops = static_cast<double>(program.size());
+  state.SetItemsProcessed(state.iterations() * static_cast<std::int64_t>(program.size()));
   state.counters["ops"] = ops;
   state.counters["bytes/op"] =
-      static_cast<double>(s.program.memory_bytes()) / ops + 2 * sizeof(Picoseconds);
-}
-
-template <class Part>
-void measure(benchmark::State& state, bool all_ranks, Part part) {
-  const Study& s = study(all_ranks);
-  for (auto _ : state) part(s);
-  count(state, s);
+      static_cast<double>(program.memory_bytes()) / ops + 2 * sizeof(Picoseconds);
 }
 
 void read(benchmark::State& state) {
   for (auto _ : state) benchmark::DoNotOptimize(read_scenario(kScenario).model.layers);
 }
 
+void whole(benchmark::State& state, bool all_ranks) {
+  kept.reset();
+  Study s;
+  for (auto _ : state) {
+    s = Study{};
+    s = study_step(read_scenario(kScenario), {.all_ranks = all_ranks});
+  }
+  count(state, s.program);
+}
+
 void build(benchmark::State& state, bool all_ranks) {
-  measure(state, all_ranks, [&](const Study& s) {
-    benchmark::DoNotOptimize(build_step(s.scenario, {.all_ranks = all_ranks}).size());
-  });
+  kept.reset();
+  const Scenario scenario = read_scenario(kScenario);
+  Program program;
+  for (auto _ : state) {
+    program = Program{};
+    program = build_step(scenario, {.all_ranks = all_ranks});
+  }
+  count(state, program);
+}
+
+template <class Part>
+void measure(benchmark::State& state, bool all_ranks, Part part) {
+  const Study& s = study(all_ranks);
+  for (auto _ : state) part(s);
+  count(state, s.program);
 }
 
 void price(benchmark::State& state, bool all_ranks) {
@@ -65,7 +83,6 @@ void price(benchmark::State& state, bool all_ranks) {
     const PriceList list = price_all(s.program, s.scenario.profile, s.scenario.cluster);
     benchmark::DoNotOptimize(list.prices.size());
   });
-  state.counters["shapes"] = static_cast<double>(study(all_ranks).program.shapes().size());
 }
 
 void run_sweep(benchmark::State& state, bool all_ranks) {
@@ -87,13 +104,6 @@ void run_summarise(benchmark::State& state, bool all_ranks) {
   });
 }
 
-void whole(benchmark::State& state, bool all_ranks) {
-  measure(state, all_ranks, [&](const Study&) {
-    const Study s = study_step(read_scenario(kScenario), {.all_ranks = all_ranks});
-    benchmark::DoNotOptimize(s.report.fingerprint);
-  });
-}
-
 void add_benchmarks(bool all_ranks) {
   const std::string prefix = all_ranks ? "all_ranks/" : "representative/";
   const auto add = [&](const char* name, void (*part)(benchmark::State&, bool)) {
@@ -101,13 +111,12 @@ void add_benchmarks(bool all_ranks) {
     added->Unit(benchmark::kMillisecond)->UseRealTime();
     if (all_ranks) added->Iterations(1);
   };
+  add("whole", whole);
   add("build_step", build);
   add("price_all", price);
   add("sweep", run_sweep);
-  if (!all_ranks) add("simulate", run_events);  // all ranks: 20 s more, and the same per op
+  if (!all_ranks) add("simulate", run_events);  // all ranks: many seconds more, the same per op
   add("summarise", run_summarise);
-  // All ranks as a whole hold two Programs here; the process `orrery run --all-ranks` shows it.
-  if (!all_ranks) add("whole", whole);
 }
 
 }  // namespace
