@@ -22,8 +22,8 @@ constexpr std::int64_t kMaxGpus = 1 << 20;
 constexpr std::int64_t kMaxSequenceLength = std::int64_t{16} << 20;
 constexpr std::int64_t kMaxMicroBatchTokens = std::int64_t{1} << 28;
 constexpr std::int64_t kMaxGlobalBatch = std::int64_t{1} << 32;
-constexpr std::int64_t kMaxMicroBatches = 1 << 20;
-constexpr std::int64_t kMaxActions = 1 << 24;  // stages x micro-batches
+constexpr std::int64_t kMaxMicroBatches = 1 << 16;  // OpTag
+constexpr std::int64_t kMaxActions = 1 << 20;  // stages x micro-batches: some 2e8 operations
 constexpr std::int64_t kMaxVirtualStages = 1024;
 
 using FormatWords = std::initializer_list<std::pair<std::string_view, NumberFormat>>;
