@@ -1,5 +1,7 @@
 #include "reports/attribution.hpp"
 
+#include <tbb/parallel_for.h>
+
 #include <algorithm>
 #include <limits>
 #include <numeric>
@@ -14,37 +16,29 @@ struct Interval {
   Picoseconds end = 0;
 };
 
-constexpr std::size_t kComputeStreams = 2;  // compute and weight_gradient come first
+constexpr int kComputeStreams = 2;  // compute and weight_gradient come first
 static_assert(static_cast<int>(StreamKind::compute) == 0 &&
               static_cast<int>(StreamKind::weight_gradient) == 1);
 
-/// The times of all ops, grouped by stream (in stream order, which is time order).
-struct StreamIntervals {
-  std::vector<std::size_t> begin;  // streams + 1
-  std::vector<Interval> intervals;
+/// When each stream was busy: ascending, and disjoint since ops that follow each other without a
+/// pause make up one interval (so most of them do).
+using BusyTimes = IdVector<StreamId, std::vector<Interval>>;
 
-  std::span<const Interval> of(std::size_t stream) const {
-    return {intervals.data() + begin[stream], intervals.data() + begin[stream + 1]};
-  }
-};
-
-StreamIntervals group_by_stream(const Program& program, const Timeline& timeline) {
-  StreamIntervals grouped;
-  grouped.begin.assign(program.streams() + 1, 0);
+BusyTimes busy_times(const Program& program, const Timeline& timeline) {
+  BusyTimes busy(program.streams());
   for (OpId op{}; op.value < program.size(); ++op) {
-    if (timeline.end_ps[op] == timeline.start_ps[op]) continue;
-    for (const StreamId s : program.streams_of(op)) ++grouped.begin[s.value + 1];
-  }
-  std::partial_sum(grouped.begin.begin(), grouped.begin.end(), grouped.begin.begin());
-  grouped.intervals.resize(grouped.begin.back());
-  std::vector<std::size_t> next(grouped.begin.begin(), grouped.begin.end() - 1);
-  for (OpId op{}; op.value < program.size(); ++op) {
-    if (timeline.end_ps[op] == timeline.start_ps[op]) continue;
-    for (const StreamId s : program.streams_of(op)) {
-      grouped.intervals[next[s.value]++] = {timeline.start_ps[op], timeline.end_ps[op]};
+    const Interval ran{timeline.start_ps[op], timeline.end_ps[op]};
+    if (ran.start == ran.end) continue;
+    for (const StreamId stream : program.streams_of(op)) {
+      std::vector<Interval>& before = busy[stream];
+      if (!before.empty() && ran.start <= before.back().end) {
+        before.back().end = std::max(before.back().end, ran.end);
+      } else {
+        before.push_back(ran);
+      }
     }
   }
-  return grouped;
+  return busy;
 }
 
 /// The union of two ascending lists as disjoint ascending intervals. `out` is overwritten.
@@ -63,15 +57,17 @@ void unite(std::span<const Interval> a, std::span<const Interval> b, std::vector
   }
 }
 
-/// The union of what ran on the streams [first, last).
-void unite_streams(const StreamIntervals& streams, std::size_t first, std::size_t last,
-                   std::vector<Interval>& scratch, std::vector<Interval>& out) {
-  out.clear();
-  for (std::size_t s = first; s < last; ++s) {
-    if (streams.of(s).empty()) continue;
-    unite(out, streams.of(s), scratch);
-    out.swap(scratch);
+/// When any of a rank's streams of these kinds was busy.
+std::vector<Interval> unite_streams(const BusyTimes& busy, RankId rank, int first_kind,
+                                    int last_kind) {
+  std::vector<Interval> united, scratch;
+  for (int kind = first_kind; kind < last_kind; ++kind) {
+    const auto& stream = busy[stream_of(rank, static_cast<StreamKind>(kind))];
+    if (stream.empty()) continue;
+    unite(united, stream, scratch);
+    united.swap(scratch);
   }
+  return united;
 }
 
 /// a \ b, both disjoint ascending. `out` is overwritten.
@@ -108,7 +104,8 @@ std::vector<std::vector<CellSpan>> cell_spans(const Program& program, const Time
   const auto cells = program.cells();
   std::vector<std::vector<CellSpan>> spans(program.ranks());
   constexpr auto kNever = std::numeric_limits<std::uint32_t>::max();
-  std::vector<std::uint32_t> last_cell(program.ranks(), kNever);
+  // The cell each rank is in, side by side: that is the memory every op touches.
+  std::vector<CellSpan> current(program.ranks(), CellSpan{.cell = kNever});
   for (std::uint32_t c = 0; c < cells.size(); ++c) {
     for (OpId op = cells[c].first; op < cells[c].last; ++op) {
       const Picoseconds start = timeline.start_ps[op];
@@ -116,16 +113,19 @@ std::vector<std::vector<CellSpan>> cell_spans(const Program& program, const Time
       if (start == end) continue;
       for (const StreamId s : program.streams_of(op)) {
         const std::uint32_t rank = rank_of(s).value;
-        if (last_cell[rank] != c) {
-          last_cell[rank] = c;
-          spans[rank].push_back({c, start, end, start});
+        CellSpan& span = current[rank];
+        if (span.cell != c) {
+          if (span.cell != kNever) spans[rank].push_back(span);
+          span = {c, start, end, start};
         } else {
-          CellSpan& span = spans[rank].back();
           span.start_ps = std::min(span.start_ps, start);
           span.end_ps = std::max(span.end_ps, end);
         }
       }
     }
+  }
+  for (std::size_t rank = 0; rank < spans.size(); ++rank) {
+    if (current[rank].cell != kNever) spans[rank].push_back(current[rank]);
   }
   for (auto& of_rank : spans) {
     const auto is_optimizer = [&](const CellSpan& s) {
@@ -158,47 +158,55 @@ Picoseconds Attribution::exposed_sum_ps() const {
   return std::accumulate(exposed_ps.begin(), exposed_ps.end(), Picoseconds{0});
 }
 
+namespace {
+
+Attribution attribute_rank(std::span<const Cell> cells, const std::vector<CellSpan>& spans,
+                           const BusyTimes& busy_times, RankId rank, Picoseconds makespan) {
+  const std::vector<Interval> compute = unite_streams(busy_times, rank, 0, kComputeStreams);
+  const std::vector<Interval> communication =
+      unite_streams(busy_times, rank, kComputeStreams, kStreamsPerRank);
+  std::vector<Interval> busy, exposed;
+  unite(compute, communication, busy);
+  subtract(communication, compute, exposed);
+
+  Attribution of_rank;
+  Picoseconds covered = 0;
+  std::size_t next_exposed = 0;
+  std::size_t next_busy = 0;
+  const auto take = [&](const CellSpan& span) {
+    const auto kind = static_cast<std::size_t>(cells[span.cell].kind);
+    of_rank.span_ps[kind] += span.end_ps - span.start_ps;
+    ++of_rank.cells[kind];
+    const Interval owned{span.owned_from_ps, span.end_ps};
+    if (owned.start >= owned.end) return;
+    Picoseconds length = owned.end - owned.start;
+    if (cells[span.cell].kind == CellKind::optimizer) length = overlap(owned, busy, next_busy);
+    const Picoseconds hidden_by_nothing = overlap(owned, exposed, next_exposed);
+    of_rank.exposed_ps[kind] += hidden_by_nothing;
+    of_rank.covered_ps[kind] += length - hidden_by_nothing;
+    covered += length;
+  };
+  // What the optimizer owns comes after what the others own, so both passes ascend in time.
+  for (const CellSpan& span : spans) {
+    if (cells[span.cell].kind != CellKind::optimizer) take(span);
+  }
+  for (const CellSpan& span : spans) {
+    if (cells[span.cell].kind == CellKind::optimizer) take(span);
+  }
+  of_rank.bubble_ps = makespan - covered;
+  return of_rank;
+}
+
+}  // namespace
+
 std::vector<Attribution> attribute(const Program& program, const Timeline& timeline,
                                    const std::vector<std::vector<CellSpan>>& spans) {
-  const auto cells = program.cells();
   const Picoseconds makespan = timeline.makespan_ps();
-  const StreamIntervals streams = group_by_stream(program, timeline);
+  const BusyTimes busy = busy_times(program, timeline);
   std::vector<Attribution> result(program.ranks());
-  std::vector<Interval> scratch, compute, communication, exposed, busy;
-  for (std::size_t rank = 0; rank < program.ranks(); ++rank) {
-    const std::size_t first = rank * kStreamsPerRank;
-    const std::size_t last = first + kStreamsPerRank;
-    unite_streams(streams, first, first + kComputeStreams, scratch, compute);
-    unite_streams(streams, first + kComputeStreams, last, scratch, communication);
-    unite(compute, communication, busy);
-    subtract(communication, compute, exposed);
-
-    Attribution& of_rank = result[rank];
-    Picoseconds covered = 0;
-    std::size_t next_exposed = 0;
-    std::size_t next_busy = 0;
-    const auto take = [&](const CellSpan& span) {
-      const auto kind = static_cast<std::size_t>(cells[span.cell].kind);
-      of_rank.span_ps[kind] += span.end_ps - span.start_ps;
-      ++of_rank.cells[kind];
-      const Interval owned{span.owned_from_ps, span.end_ps};
-      if (owned.start >= owned.end) return;
-      Picoseconds length = owned.end - owned.start;
-      if (cells[span.cell].kind == CellKind::optimizer) length = overlap(owned, busy, next_busy);
-      const Picoseconds hidden_by_nothing = overlap(owned, exposed, next_exposed);
-      of_rank.exposed_ps[kind] += hidden_by_nothing;
-      of_rank.covered_ps[kind] += length - hidden_by_nothing;
-      covered += length;
-    };
-    // What the optimizer owns comes after what the others own, so both passes ascend in time.
-    for (const CellSpan& span : spans[rank]) {
-      if (cells[span.cell].kind != CellKind::optimizer) take(span);
-    }
-    for (const CellSpan& span : spans[rank]) {
-      if (cells[span.cell].kind == CellKind::optimizer) take(span);
-    }
-    of_rank.bubble_ps = makespan - covered;
-  }
+  tbb::parallel_for(std::size_t{0}, program.ranks(), [&](std::size_t rank) {
+    result[rank] = attribute_rank(program.cells(), spans[rank], busy, RankId(rank), makespan);
+  });
   return result;
 }
 

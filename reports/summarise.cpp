@@ -1,4 +1,5 @@
 #include <fmt/format.h>
+#include <tbb/parallel_invoke.h>
 
 #include <algorithm>
 #include <limits>
@@ -221,9 +222,19 @@ Report summarise(const Scenario& scenario, const Program& program, const PriceLi
   report.mfu_causal = report.tflops_per_gpu_causal * 1e12 / report.peak_flops_per_s;
   report.mfu_noncausal = report.tflops_per_gpu_noncausal * 1e12 / report.peak_flops_per_s;
 
-  const auto spans = cell_spans(program, timeline);
-  const auto attributions = attribute(program, timeline, spans);
-  const MemoryTimeline memory = trace_memory(program, timeline);
+  // Passes over all ops that know nothing of each other: no result depends on the threads.
+  std::vector<std::vector<CellSpan>> spans;
+  std::vector<Attribution> attributions;
+  MemoryTimeline memory;
+  tbb::parallel_invoke(
+      [&] {
+        spans = cell_spans(program, timeline);
+        attributions = attribute(program, timeline, spans);
+      },
+      [&] { memory = trace_memory(program, timeline); },
+      [&] { report.critical_path_s = critical_phases(program, timeline); },
+      [&] { report.prices = price_rows(program, prices, gpus); },
+      [&] { report.fingerprint = timeline.fingerprint(); });
   const bool one_rank_per_position =
       static_cast<std::int64_t>(program.ranks()) == layout.positions();
   for (std::size_t r = 0; r < program.ranks(); ++r) {
@@ -264,9 +275,6 @@ Report summarise(const Scenario& scenario, const Program& program, const PriceLi
     report.ranks.push_back(std::move(rank));
   }
 
-  report.critical_path_s = critical_phases(program, timeline);
-  report.prices = price_rows(program, prices, gpus);
-  report.fingerprint = timeline.fingerprint();
   report.engine = {.operations = program.size(),
                    .events = timeline.events,
                    .ranks_simulated = program.ranks(),
