@@ -4,6 +4,7 @@
 #include <deque>
 #include <map>
 #include <tuple>
+#include <utility>
 
 #include "sim/check.hpp"
 
@@ -34,11 +35,13 @@ struct Unit {
   Phase backward_phase[4] = {Phase::combine_backward, Phase::mlp_backward, Phase::dispatch_backward,
                              Phase::attn_backward};
   Phase weight_phase[2] = {Phase::mlp_weight, Phase::attn_weight};
+  const ShardTraffic* shards = nullptr;
   std::int64_t saved_bytes = 0;
 };
 
-Unit layer_unit(const LayerWork& w, std::int64_t layer) {
+Unit layer_unit(const LayerWork& w, const ShardTraffic& shards, std::int64_t layer) {
   Unit u;
+  u.shards = &shards;
   u.paired = true;
   u.layer = static_cast<std::uint16_t>(layer);
   u.forward[0] = &w.attn_forward;
@@ -55,8 +58,10 @@ Unit layer_unit(const LayerWork& w, std::int64_t layer) {
   return u;
 }
 
-Unit edge_unit(const EdgeWork& w, Phase forward, Phase backward, Phase weight) {
+Unit edge_unit(const EdgeWork& w, const ShardTraffic& shards, Phase forward, Phase backward,
+               Phase weight) {
   Unit u;
+  u.shards = &shards;
   u.forward[0] = &w.forward;
   u.forward_phase[0] = forward;
   u.backward[3] = &w.backward;
@@ -91,6 +96,37 @@ class CellWriter {
     exit = last;
   }
 
+  /// ZeRO-3: the parameters of the unit whose chain follows come in, while at most the one before
+  /// it runs: the gather waits for the end of the last unit but one.
+  void gather(const Work& work, std::uint16_t layer, Half half) {
+    if (!work.empty()) {
+      std::optional<std::uint32_t> gate;
+      if (unit_ends_.size() >= 2) gate = unit_ends_[unit_ends_.size() - 2];
+      append(work, Phase::parameter_gather, layer, half, gate, 0);
+      gathered_[static_cast<int>(half)] = static_cast<std::uint32_t>(cell_.ops.size() - 1);
+    }
+    finish();
+  }
+
+  /// ZeRO-2 and -3: the unit's gradients, complete with the newest op, are reduced to their shards.
+  /// Issued behind the next unit's gather, which must not wait for them.
+  void scatter(const Work& work, std::uint16_t layer) {
+    finish();
+    scatter_ = {&work, layer, static_cast<std::uint32_t>(cell_.ops.size() - 1)};
+  }
+
+  /// Issues what is still owed.
+  void finish() {
+    const Scatter owed = std::exchange(scatter_, {});
+    if (owed.work == nullptr || owed.work->empty()) return;
+    append(*owed.work, Phase::gradient_sync, owed.layer, Half::backward, owed.complete_with, 0);
+  }
+
+  /// Ends a unit's chain of one half.
+  void end_unit(Half half) {
+    if (last_[static_cast<int>(half)]) unit_ends_.push_back(*last_[static_cast<int>(half)]);
+  }
+
   /// Weight gradients: wait for the chain so far, nothing in the chain waits for them.
   void aside(const Work* work, Phase phase, std::uint16_t layer) {
     if (work == nullptr || work->empty()) return;
@@ -100,6 +136,7 @@ class CellWriter {
 
   void memory(bool at_end, std::int64_t bytes) {
     if (bytes == 0) return;
+    ORRERY_CHECK(!at_end || !cell_.ops.empty(), "{} bytes released by no op", bytes);
     const auto op = static_cast<std::uint32_t>(at_end ? cell_.ops.size() - 1 : cell_.ops.size());
     cell_.memory.push_back({.op = op, .at_end = at_end, .bytes = bytes});
   }
@@ -118,6 +155,11 @@ class CellWriter {
       op.layer = layer;
       op.group = item.group;
       if (previous && needs_edge(*previous, item.stream)) op.after.push_back(*previous);
+      std::optional<std::uint32_t>& gathered = gathered_[static_cast<int>(half)];
+      if (item.stream != StreamKind::data && gathered) {
+        op.after.push_back(*gathered);
+        gathered.reset();
+      }
       Shape shape = item.shape;
       shape.sms = item.stream == StreamKind::expert_exchange ? exchange_sms_ : compute_sms;
       if (std::holds_alternative<Collective>(shape.work)) shape.sms = 0;
@@ -139,16 +181,28 @@ class CellWriter {
   int aside_sms_;
   int exchange_sms_;
   std::optional<std::uint32_t> last_[2];
+  struct Scatter {
+    const Work* work = nullptr;
+    std::uint16_t layer = kNoLayer;
+    std::uint32_t complete_with = 0;
+  };
+  Scatter scatter_;
+  std::vector<std::uint32_t> unit_ends_;
+  std::optional<std::uint32_t> gathered_[2];  ///< what the next op of a chain has to wait for
 };
 
 void write_forward(CellWriter& w, const Unit& u) {
+  w.gather(u.shards->gather, u.layer, Half::forward);
   w.memory(false, u.saved_bytes);
   for (int i = 0; i < 4; ++i) w.chained(u.forward[i], u.forward_phase[i], u.layer, Half::forward);
+  w.end_unit(Half::forward);
 }
 
 void write_weight(CellWriter& w, const Unit& u) {
   w.aside(u.mlp_weight, u.weight_phase[0], u.layer);
   w.aside(u.attn_weight, u.weight_phase[1], u.layer);
+  w.memory(true, -u.saved_bytes);
+  w.scatter(u.shards->scatter, u.layer);
 }
 
 /// The gradient's way back. Weight gradients, if wanted here, fill the time of the exchange behind
@@ -157,14 +211,17 @@ void write_backward(CellWriter& w, const Unit& u, bool with_weight) {
   const auto step = [&](int i) {
     w.chained(u.backward[i], u.backward_phase[i], u.layer, Half::backward);
   };
+  w.gather(u.shards->gather, u.layer, Half::backward);
   step(0);
   step(1);
   if (with_weight) w.aside(u.mlp_weight, u.weight_phase[0], u.layer);
   step(2);
   step(3);
+  w.end_unit(Half::backward);
   if (with_weight) {
     w.aside(u.attn_weight, u.weight_phase[1], u.layer);
     w.memory(true, -u.saved_bytes);
+    w.scatter(u.shards->scatter, u.layer);
   }
 }
 
@@ -178,6 +235,8 @@ void write_pair(CellWriter& w, const Unit& f, const Unit& b) {
   const auto backward = [&](int i) {
     w.chained(b.backward[i], b.backward_phase[i], b.layer, Half::backward);
   };
+  w.gather(b.shards->gather, b.layer, Half::backward);
+  w.gather(f.shards->gather, f.layer, Half::forward);
   w.memory(false, f.saved_bytes);
   backward(0);  // combine(B)
   forward(0);   // attn(F)
@@ -188,13 +247,49 @@ void write_pair(CellWriter& w, const Unit& f, const Unit& b) {
   forward(2);   // mlp(F)
   forward(3);   // combine(F)
   backward(3);  // attn(B)
+  w.end_unit(Half::backward);
   w.aside(b.attn_weight, b.weight_phase[1], b.layer);
   w.memory(true, -b.saved_bytes);
+  w.scatter(b.shards->scatter, b.layer);
 }
 
 }  // namespace
 
-CellFactory::CellFactory(const Scenario& scenario) : scenario_(scenario) {
+namespace {
+
+ShardTraffic shard_traffic(const LayerShard& shard, const Plan& plan, const Layout& layout) {
+  ShardTraffic traffic;
+  const auto add = [&](Work& work, CollectiveKind kind, GroupKind group, std::int64_t bytes,
+                       const char* label) {
+    const std::int64_t ranks = layout.group_size(group);
+    if (ranks == 1 || bytes == 0) return;
+    work.push_back({.shape = {.work = Collective{.kind = kind,
+                                                 .bytes = bytes,
+                                                 .ranks = ranks,
+                                                 .ranks_per_node = layout.members_per_node(group)},
+                              .label = label},
+                    .stream = StreamKind::data,
+                    .group = group});
+  };
+  const Precision& p = plan.precision;
+  if (plan.parallelism.zero_stage >= 3) {
+    add(traffic.gather, CollectiveKind::all_gather, GroupKind::data,
+        shard.dense * p.parameter_bytes, "dense parameters");
+    add(traffic.gather, CollectiveKind::all_gather, GroupKind::expert_data,
+        shard.expert * p.parameter_bytes, "expert parameters");
+  }
+  if (plan.parallelism.zero_stage >= 2) {
+    add(traffic.scatter, CollectiveKind::reduce_scatter, GroupKind::data,
+        shard.dense * p.gradient_sync_bytes, "dense gradients");
+    add(traffic.scatter, CollectiveKind::reduce_scatter, GroupKind::expert_data,
+        shard.expert * p.gradient_sync_bytes, "expert gradients");
+  }
+  return traffic;
+}
+
+}  // namespace
+
+CellFactory::CellFactory(const Scenario& scenario, const Layout& layout) : scenario_(scenario) {
   const Model& model = scenario.model;
   const Plan& plan = scenario.plan;
   const std::int64_t per_node = scenario.cluster.gpus_per_node;
@@ -202,53 +297,59 @@ CellFactory::CellFactory(const Scenario& scenario) : scenario_(scenario) {
                        model.layer_is_moe.end();
   const bool any_dense = std::find(model.layer_is_moe.begin(), model.layer_is_moe.end(), false) !=
                          model.layer_is_moe.end();
-  if (any_dense) dense_layer_ = transformer_layer(model, plan, per_node, false);
-  if (any_moe) moe_layer_ = transformer_layer(model, plan, per_node, true);
+  if (any_dense) {
+    dense_layer_ = transformer_layer(model, plan, per_node, false);
+    dense_shards_ = shard_traffic(layer_shard(model, plan, false), plan, layout);
+  }
+  if (any_moe) {
+    moe_layer_ = transformer_layer(model, plan, per_node, true);
+    moe_shards_ = shard_traffic(layer_shard(model, plan, true), plan, layout);
+  }
   embedding_ = embedding_work(model, plan);
+  embedding_shards_ = shard_traffic(embedding_shard(model, plan), plan, layout);
   head_ = head_work(model, plan, per_node);
-  if (model.mtp_modules > 0) mtp_front_ = mtp_front_work(model, plan);
+  head_shards_ = shard_traffic(head_shard(model, plan), plan, layout);
+  if (model.mtp_modules > 0) {
+    mtp_front_ = mtp_front_work(model, plan);
+    mtp_front_shards_ = shard_traffic(mtp_front_shard(model, plan), plan, layout);
+  }
 }
-
-namespace {
 
 /// The units of a stage in forward order: embedding, layers, head, and per MTP module its front,
 /// its block and the head once more (V3 report 2.2: embedding and head are shared).
-std::deque<Unit> units_of(const Scenario& scenario, int stage, const LayerWork& dense,
-                          const LayerWork& moe, const EdgeWork& embedding, const EdgeWork& head,
-                          const EdgeWork& mtp_front) {
-  const Model& model = scenario.model;
-  const StageContents& s = scenario.plan.stages[static_cast<std::size_t>(stage)];
-  std::deque<Unit> units;
-  const auto add_head = [&] {
-    units.push_back(edge_unit(head, Phase::head_forward, Phase::head_backward, Phase::head_weight));
-  };
-  if (s.embedding) {
-    units.push_back(edge_unit(embedding, Phase::embedding_forward, Phase::embedding_backward,
-                              Phase::embedding_backward));
+struct CellFactory::Units : std::deque<Unit> {
+  Units(const CellFactory& f, int stage) {
+    const Model& model = f.scenario_.model;
+    const StageContents& s = f.scenario_.plan.stages[static_cast<std::size_t>(stage)];
+    const auto add_layer = [&](bool moe, std::int64_t layer) {
+      push_back(moe ? layer_unit(f.moe_layer_, f.moe_shards_, layer)
+                    : layer_unit(f.dense_layer_, f.dense_shards_, layer));
+    };
+    const auto add_head = [&] {
+      push_back(edge_unit(f.head_, f.head_shards_, Phase::head_forward, Phase::head_backward,
+                          Phase::head_weight));
+    };
+    if (s.embedding) {
+      push_back(edge_unit(f.embedding_, f.embedding_shards_, Phase::embedding_forward,
+                          Phase::embedding_backward, Phase::embedding_backward));
+    }
+    for (std::int64_t l = s.first_layer; l < s.first_layer + s.layers; ++l) {
+      add_layer(model.is_moe(l), l);
+    }
+    if (s.head) add_head();
+    for (std::int64_t i = 0; i < s.mtp_modules; ++i) {
+      const std::int64_t layer = model.layers + i;
+      push_back(edge_unit(f.mtp_front_, f.mtp_front_shards_, Phase::attn_forward,
+                          Phase::attn_backward, Phase::attn_weight));
+      back().layer = static_cast<std::uint16_t>(layer);
+      add_layer(model.is_moe(model.layers - 1), layer);
+      add_head();
+    }
   }
-  for (std::int64_t l = s.first_layer; l < s.first_layer + s.layers; ++l) {
-    units.push_back(layer_unit(model.is_moe(l) ? moe : dense, l));
-  }
-  if (s.head) add_head();
-  for (std::int64_t i = 0; i < s.mtp_modules; ++i) {
-    const std::int64_t layer = model.layers + i;
-    Unit front =
-        edge_unit(mtp_front, Phase::attn_forward, Phase::attn_backward, Phase::attn_weight);
-    front.layer = static_cast<std::uint16_t>(layer);
-    units.push_back(front);
-    units.push_back(layer_unit(model.is_moe(model.layers - 1) ? moe : dense, layer));
-    add_head();
-  }
-  return units;
-}
-
-}  // namespace
+};
 
 CellTemplate CellFactory::make(ActionKind kind, int stage, int pair_stage,
                                ProgramBuilder& builder) const {
-  const auto units = [&](int s) {
-    return units_of(scenario_, s, dense_layer_, moe_layer_, embedding_, head_, mtp_front_);
-  };
   const bool overlapped = kind == ActionKind::overlapped;
   const int reserved = scenario_.plan.communication_sms;
   CellTemplate cell;
@@ -262,29 +363,28 @@ CellTemplate CellFactory::make(ActionKind kind, int stage, int pair_stage,
   switch (kind) {
     case ActionKind::forward:
       cell.kind = CellKind::forward;
-      for (const Unit& u : units(stage)) write_forward(writer, u);
+      for (const Unit& u : Units(*this, stage)) write_forward(writer, u);
       break;
     case ActionKind::backward:
     case ActionKind::backward_input: {
       const bool with_weight = kind == ActionKind::backward;
       cell.kind = with_weight ? CellKind::backward : CellKind::backward_input;
-      const std::deque<Unit> u = units(stage);
+      const Units u(*this, stage);
       for (auto it = u.rbegin(); it != u.rend(); ++it) write_backward(writer, *it, with_weight);
       break;
     }
     case ActionKind::backward_weight: {
       cell.kind = CellKind::weight;
-      const std::deque<Unit> u = units(stage);
+      const Units u(*this, stage);
       for (auto it = u.rbegin(); it != u.rend(); ++it) {
         write_weight(writer, *it);
-        if (!cell.ops.empty()) writer.memory(true, -it->saved_bytes);
       }
       break;
     }
     case ActionKind::overlapped: {
       cell.kind = CellKind::overlapped;
-      std::deque<Unit> f = units(stage);
-      std::deque<Unit> b = units(pair_stage);
+      Units f(*this, stage);
+      Units b(*this, pair_stage);
       // Layers are paired in the order in which they come; embeddings and heads go in between.
       while (!f.empty() || !b.empty()) {
         if (!b.empty() && !b.back().paired) {
@@ -308,6 +408,7 @@ CellTemplate CellFactory::make(ActionKind kind, int stage, int pair_stage,
       break;
     }
   }
+  writer.finish();
   return cell;
 }
 
@@ -319,6 +420,22 @@ std::int64_t CellFactory::workspace_bytes(int stage) const {
     bytes = std::max(bytes, w.memory.workspace_bytes);
   }
   return bytes;
+}
+
+std::int64_t CellFactory::largest_unit_parameters(int stage) const {
+  const Model& model = scenario_.model;
+  const Plan& plan = scenario_.plan;
+  const StageContents& s = plan.stages[static_cast<std::size_t>(stage)];
+  std::int64_t most = 0;
+  const auto look_at = [&](const LayerShard& shard) {
+    most = std::max(most, shard.dense + shard.expert);
+  };
+  if (s.embedding) look_at(embedding_shard(model, plan));
+  if (s.head) look_at(head_shard(model, plan));
+  for (std::int64_t l = s.first_layer; l < s.first_layer + s.layers; ++l) {
+    look_at(layer_shard(model, plan, model.is_moe(l)));
+  }
+  return most;
 }
 
 }  // namespace orrery

@@ -47,24 +47,36 @@ struct CellTemplate {
   std::optional<std::uint32_t> backward_entry, backward_exit;
 };
 
+/// What ZeRO moves for one unit (a layer, embedding or head): its parameters in before it runs
+/// (stage 3), its gradients out after its weight gradients (stages 2 and 3). Empty otherwise.
+struct ShardTraffic {
+  Work gather;
+  Work scatter;
+};
+
 /// Compiles cells of one scenario. Layers of one kind share their work.
 class CellFactory {
  public:
-  explicit CellFactory(const Scenario& scenario);
+  CellFactory(const Scenario& scenario, const Layout& layout);
 
   /// `stage` is the forward half's, `pair_stage` the backward half's for ActionKind::overlapped.
   CellTemplate make(ActionKind kind, int stage, int pair_stage, ProgramBuilder& builder) const;
 
   /// Largest workspace of any layer or head of the stage.
   std::int64_t workspace_bytes(int stage) const;
+  /// Parameters on this rank of the largest layer, embedding or head of the stage.
+  std::int64_t largest_unit_parameters(int stage) const;
 
  private:
+  struct Units;
+
   const Scenario& scenario_;
   LayerWork dense_layer_;
   LayerWork moe_layer_;
   EdgeWork embedding_;
   EdgeWork head_;
   EdgeWork mtp_front_;
+  ShardTraffic dense_shards_, moe_shards_, embedding_shards_, head_shards_, mtp_front_shards_;
 };
 
 }  // namespace orrery

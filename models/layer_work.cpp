@@ -993,6 +993,20 @@ EdgeWork mtp_front_work(const Model& model, const Plan& plan) {
   return w;
 }
 
+LayerShard embedding_shard(const Model& model, const Plan& plan) {
+  return {.dense = count_parameters(model).embedding / plan.parallelism.tp};
+}
+
+LayerShard head_shard(const Model& model, const Plan& plan) {
+  const ParameterCount total = count_parameters(model);
+  const std::int64_t projection = model.tied_embeddings ? total.embedding : total.head;
+  return {.dense = projection / plan.parallelism.tp + model.hidden};
+}
+
+LayerShard mtp_front_shard(const Model& model, const Plan&) {
+  return {.dense = 2 * model.hidden * model.hidden + 3 * model.hidden};
+}
+
 LayerShard layer_shard(const Model& model, const Plan& plan, bool moe) {
   const LayerParameters p = count_layer(model, moe);
   const Parallelism& par = plan.parallelism;

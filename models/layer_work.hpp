@@ -67,5 +67,8 @@ struct LayerShard {
   std::int64_t expert = 0;
 };
 LayerShard layer_shard(const Model& model, const Plan& plan, bool moe);
+LayerShard embedding_shard(const Model& model, const Plan& plan);
+LayerShard head_shard(const Model& model, const Plan& plan);  ///< a tied head: the embedding's copy
+LayerShard mtp_front_shard(const Model& model, const Plan& plan);
 
 }  // namespace orrery

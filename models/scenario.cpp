@@ -23,7 +23,7 @@ constexpr std::int64_t kMaxSequenceLength = std::int64_t{16} << 20;
 constexpr std::int64_t kMaxMicroBatchTokens = std::int64_t{1} << 28;
 constexpr std::int64_t kMaxGlobalBatch = std::int64_t{1} << 32;
 constexpr std::int64_t kMaxMicroBatches = 1 << 16;  // OpTag
-constexpr std::int64_t kMaxActions = 1 << 20;  // stages x micro-batches: some 2e8 operations
+constexpr std::int64_t kMaxActions = 1 << 20;       // stages x micro-batches: some 2e8 operations
 constexpr std::int64_t kMaxVirtualStages = 1024;
 
 using FormatWords = std::initializer_list<std::pair<std::string_view, NumberFormat>>;
@@ -502,6 +502,14 @@ class PlanReader {
 
   void check_schedule() {
     const ScheduleShape wanted = shape();
+    if (plan_.schedule == ScheduleKind::dual_pipe && plan_.parallelism.zero_stage >= 2) {
+      problems_.add(
+          where(layout_reader_, "zero"),
+          fmt::format("zero {} keeps each gradient in shards of one pipeline position, but "
+                      "dual_pipe holds every stage at two",
+                      plan_.parallelism.zero_stage),
+          "zero 1, or dual_pipe_v, which holds every stage once");
+    }
     const std::string why = why_impossible(wanted);
     if (!why.empty()) problems_.add(where(reader_, "schedule"), why);
     const std::int64_t actions = std::int64_t{wanted.stages()} * wanted.micro_batches;

@@ -65,7 +65,7 @@ class StepBuilder {
         builder_(std::vector<std::int64_t>(
             static_cast<std::size_t>(plan_.parallelism.pp * replicas_.count),
             options.all_ranks ? 1 : layout_.slots())),
-        factory_(scenario) {
+        factory_(scenario, layout_) {
     index_groups();
     for (int s = 0; s < schedule_.shape.stages(); ++s) {
       parameters_.push_back(stage_parameters(scenario, s));
@@ -304,7 +304,6 @@ class StepBuilder {
         a.kind != ActionKind::forward && a.kind != ActionKind::backward_weight;
     const int backward_stage = pair ? a.pair_stage : a.stage;
     const int backward_mb = pair ? a.pair_micro_batch : a.micro_batch;
-    gather_parameters(position, a);
     stamp(cell, position, a, has_forward ? forward_input_[at(a.stage, a.micro_batch)].ids : Ids{},
           has_backward ? backward_input_[at(backward_stage, backward_mb)].ids : Ids{});
     const auto last = static_cast<std::uint32_t>(cell.ops.size() - 1);
@@ -322,12 +321,8 @@ class StepBuilder {
     const bool makes_gradients =
         a.kind == ActionKind::backward || a.kind == ActionKind::backward_weight || pair;
     if (makes_gradients) {
-      // Gradients accumulate locally; with ZeRO-2 and -3 they are reduced after every micro-batch.
       const int stage = pair ? a.pair_stage : a.stage;
       gradients_ready_[{position, stage}] = last_ids_[static_cast<std::size_t>(position)];
-      if (plan_.parallelism.zero_stage >= 2) {
-        sync_gradients_of(position, stage, static_cast<std::uint16_t>(backward_mb));
-      }
     }
   }
 
@@ -444,29 +439,6 @@ class StepBuilder {
                      "expert gradients", Phase::gradient_sync, micro_batch, wait);
   }
 
-  void sync_gradients_of(int position, int stage, std::uint16_t micro_batch) {
-    sync_gradients(stage, {position}, micro_batch);
-  }
-
-  /// ZeRO-3: a stage's parameters come in before each of its cells; one cell ahead at most, so that
-  /// no more than two cells' parameters are resident.
-  void gather_parameters(int position, const Action& a) {
-    if (plan_.parallelism.zero_stage < 3 || a.kind == ActionKind::backward_weight) return;
-    last_ids_.resize(static_cast<std::size_t>(plan_.parallelism.pp));
-    const std::vector<OpId> last = last_ids_[static_cast<std::size_t>(position)];
-    const auto wait = [&](int, std::int64_t slot) {
-      if (!last.empty()) predecessors_.push_back(last[static_cast<std::size_t>(slot)]);
-    };
-    const StageParameters& p = parameters_[static_cast<std::size_t>(a.stage)];
-    const auto mb = static_cast<std::uint16_t>(a.micro_batch);
-    stage_collective(a.stage, GroupKind::data, {position}, CollectiveKind::all_gather,
-                     p.dense * plan_.precision.parameter_bytes, "dense parameters",
-                     Phase::parameter_gather, mb, wait);
-    stage_collective(a.stage, GroupKind::expert_data, {position}, CollectiveKind::all_gather,
-                     p.expert * plan_.precision.parameter_bytes, "expert parameters",
-                     Phase::parameter_gather, mb, wait);
-  }
-
   /// Elements whose optimizer state this rank keeps.
   std::int64_t optimizer_elements(int position) const {
     std::int64_t elements = 0;
@@ -578,9 +550,13 @@ class StepBuilder {
         const std::int64_t shard = n.dense / dense_group + n.expert / expert_group;
         parameters += par.zero_stage >= 3 ? shard : all;
         gradients += par.zero_stage >= 2 ? shard : all;
-        workspace = std::max(workspace, factory_.workspace_bytes(s));
-        if (par.zero_stage >= 3) workspace += all * precision.parameter_bytes;
-        if (par.zero_stage >= 2) workspace += all * precision.gradient_bytes;
+        // What ZeRO gathers or has not yet scattered: the unit that runs and the next (or the last)
+        // one.
+        const std::int64_t in_flight = 2 * factory_.largest_unit_parameters(s);
+        std::int64_t transient = factory_.workspace_bytes(s);
+        if (par.zero_stage >= 3) transient += in_flight * precision.parameter_bytes;
+        if (par.zero_stage >= 2) transient += in_flight * precision.gradient_bytes;
+        workspace = std::max(workspace, transient);
       }
       // Activations and gradients in flight from and to both neighbours, double-buffered.
       const std::int64_t message = 2 * plan_.micro_batch_tokens() * scenario_.model.hidden;
@@ -633,25 +609,23 @@ StageParameters stage_parameters(const Scenario& scenario, int stage) {
   const Model& model = scenario.model;
   const Plan& plan = scenario.plan;
   const StageContents& s = plan.stages[static_cast<std::size_t>(stage)];
-  const std::int64_t tp = plan.parallelism.tp;
   StageParameters p;
-  const auto add_layer = [&](bool moe) {
-    const LayerShard shard = layer_shard(model, plan, moe);
+  const auto add = [&](const LayerShard& shard) {
     p.dense += shard.dense;
     p.expert += shard.expert;
   };
-  const ParameterCount total = count_parameters(model);
-  if (s.embedding) p.dense += total.embedding / tp;
-  for (std::int64_t l = s.first_layer; l < s.first_layer + s.layers; ++l)
-    add_layer(model.is_moe(l));
+  if (s.embedding) add(embedding_shard(model, plan));
+  for (std::int64_t l = s.first_layer; l < s.first_layer + s.layers; ++l) {
+    add(layer_shard(model, plan, model.is_moe(l)));
+  }
   if (s.head) {
-    // A tied head is the embedding's copy on the last stage.
-    p.dense += (model.tied_embeddings ? (s.embedding ? 0 : total.embedding) : total.head) / tp;
-    p.dense += model.hidden;
+    add(head_shard(model, plan));
+    // On one stage with the embedding a tied head is no copy.
+    if (model.tied_embeddings && s.embedding) p.dense -= embedding_shard(model, plan).dense;
   }
   for (std::int64_t i = 0; i < s.mtp_modules; ++i) {
-    add_layer(model.is_moe(model.layers - 1));
-    p.dense += 2 * model.hidden * model.hidden + 3 * model.hidden;
+    add(layer_shard(model, plan, model.is_moe(model.layers - 1)));
+    add(mtp_front_shard(model, plan));
   }
   return p;
 }

@@ -214,7 +214,10 @@ TEST(Scenario, RecomputePresetsNameTheirParts) {
 }
 
 TEST(Scenario, WhatIsUnusualIsNoted) {
-  EXPECT_TRUE(has_note(read_edited("zero: 1", "zero: 3"), "zero 3 with pp 16"));
+  std::string sharded = edited("zero: 1", "zero: 3");
+  sharded.replace(sharded.find("dual_pipe"), 9, "1f1b");
+  EXPECT_TRUE(has_note(read_scenario_text(sharded, kScenarios + "/edited.yaml", kScenarios),
+                       "zero 3 with pp 16"));
   EXPECT_TRUE(has_note(read_edited("ep: 64", "ep: 32"), "ep 32 spans 4 nodes"));
   EXPECT_FALSE(has_note(read_shipped("deepseek_v3_2048_h800"), "expert groups"));
   EXPECT_TRUE(

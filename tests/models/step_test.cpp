@@ -247,6 +247,34 @@ TEST(Step, WeightGradientsHideTheBackwardExchanges) {
   EXPECT_EQ(sweep(cell, prices).makespan_ps(), 5 * kPsPerUs);
 }
 
+// ZeRO-3 (arXiv 1910.02054, 7): every layer's parameters come in once forward and once backward,
+// for each micro-batch, in order. With free computation only the gathers of experts count.
+TEST(Step, Zero3GathersEveryLayerTwiceAMicroBatch) {
+  Scenario s = small_scenario(ScheduleKind::gpipe, 1, 1, 3);
+  s.model = small_model(5);
+  s.plan.stages = {{.first_layer = 0, .layers = 5, .embedding = true, .head = true}};
+  s.plan.parallelism = {.dp = 4, .ep = 1, .zero_stage = 3};
+  const Program program = build_step(s);
+  const PriceList prices = price_by(program, [](const Shape& shape) {
+    return shape.label == "expert parameters" ? kPsPerUs : 0;
+  });
+  EXPECT_EQ(sweep(program, prices).makespan_ps(), 2 * 5 * 3 * kPsPerUs);
+}
+
+// A gather is hidden behind the layer before it: when a layer's forward takes as long as its
+// gather, and its backward twice as long, only the first gather is exposed.
+TEST(Step, Zero3PrefetchesOneLayerAhead) {
+  Scenario s = small_scenario(ScheduleKind::gpipe, 1, 1, 1);
+  s.model = small_model(5);
+  s.plan.stages = {{.first_layer = 0, .layers = 5, .embedding = true, .head = true}};
+  s.plan.parallelism = {.dp = 4, .ep = 1, .zero_stage = 3};
+  const Program program = build_step(s);
+  const PriceList prices = price_by(program, [](const Shape& shape) {
+    return shape.label == "expert parameters" || shape.label == "routed_up" ? kPsPerUs : 0;
+  });
+  EXPECT_EQ(sweep(program, prices).makespan_ps(), (1 + 5 + 2 * 5) * kPsPerUs);
+}
+
 // Gradients of a stage are reduced over all its copies: DualPipe holds each stage at two positions.
 TEST(Step, GradientsAreReducedOverEveryCopy) {
   const Scenario dual = small_scenario(ScheduleKind::dual_pipe, 4, 2, 12);
