@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Prints the README's speed table: one step of DeepSeek-V3 on 2048 GPUs, YAML to report.
 
-    cmake -B build -DORRERY_BENCH=ON && cmake --build build --target orrery step_bench
-    tests/bench/speed_table.py build
+    cmake --preset release && cmake --build build/release --target orrery step_bench
+    tests/bench/speed_table.py build/release
 
 Parts come from step_bench, whole processes from running orrery; everything in one go, so that the
 ratios compare like with like. Each figure is the fastest of its repetitions: what others do on the
@@ -66,7 +66,7 @@ def machine_text():
 
 
 def main():
-    build = sys.argv[1] if len(sys.argv) > 1 else "build"
+    build = sys.argv[1] if len(sys.argv) > 1 else "build/release"
     os.chdir(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
     orrery, bench = os.path.join(build, "orrery"), os.path.join(build, "tests", "step_bench")
     # The number of ranks does not matter to reading: it has one row for both.
