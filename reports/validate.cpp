@@ -183,7 +183,7 @@ Validation predict(const std::string& file, Request request) {
   rapidjson::Document report;
   report.SetObject();
   if (!std::all_of(request.rows.begin(), request.rows.end(), wants_isolated)) {
-    report.Parse(to_json(study_step(scenario).report).c_str());
+    report.Parse<rapidjson::kParseFullPrecisionFlag>(to_json(study_step(scenario).report).c_str());
   }
   Validation validation{.file = file, .name = request.name, .scenario = scenario.name};
   for (Row& row : request.rows) {
