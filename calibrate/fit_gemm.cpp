@@ -17,16 +17,6 @@ constexpr double kLeastTileSeconds = 0.1e-6;
 constexpr double kClip =
     0.5;  // a point further off than this is an outlier; it counts, but no more
 
-Gemm gemm_of(const GemmTable& table, const GemmPoint& p) {
-  return {.inputs = table.inputs,
-          .pass = table.pass,
-          .accumulate = table.accumulate,
-          .groups = p.groups,
-          .m = p.m,
-          .n = p.n,
-          .k = p.k};
-}
-
 std::array<double*, 5> constants(GemmModel& m) {
   return {&m.flops_per_s_per_sm, &m.operand_bytes_per_s_per_sm, &m.tile_s, &m.launch_s,
           &m.bytes_per_s};

@@ -44,16 +44,6 @@ std::array<double, 4> position(const Gemm& g) {
                   static_cast<double>(g.groups));
 }
 
-Gemm gemm_of(const GemmTable& table, const GemmPoint& p) {
-  return {.inputs = table.inputs,
-          .pass = table.pass,
-          .accumulate = table.accumulate,
-          .groups = p.groups,
-          .m = p.m,
-          .n = p.n,
-          .k = p.k};
-}
-
 double ceil_div(std::int64_t a, int b) {
   const std::int64_t whole = (a + b - 1) / b;
   return static_cast<double>(whole);
@@ -113,6 +103,16 @@ Price roofline(const Gemm& g, int sms, const Profile& profile) {
 }
 
 }  // namespace
+
+Gemm gemm_of(const GemmTable& table, const GemmPoint& p) {
+  return {.inputs = table.inputs,
+          .pass = table.pass,
+          .accumulate = table.accumulate,
+          .groups = p.groups,
+          .m = p.m,
+          .n = p.n,
+          .k = p.k};
+}
 
 double gemm_skeleton_s(const GemmModel& model, const Gemm& g, int sms, double bandwidth_share) {
   const double bytes_per_s = model.bytes_per_s * bandwidth_share;

@@ -13,6 +13,9 @@ Price price_gemm(const Gemm& gemm, int sms, const Profile& profile);
 Price price_attention(const AttentionCore& core, int sms, const Profile& profile);
 Price price_streaming(const Streaming& streaming, int sms, const Profile& profile);
 
+/// The shape that a table's point measured.
+Gemm gemm_of(const GemmTable& table, const GemmPoint& point);
+
 /// The skeleton's time in seconds on `sms` SMs, of which the memory bandwidth reaches
 /// `bandwidth_share`.
 double gemm_skeleton_s(const GemmModel& model, const Gemm& gemm, int sms, double bandwidth_share);
