@@ -9,7 +9,7 @@
 #include <cmath>
 #include <limits>
 #include <map>
-#include <unordered_map>
+#include <tuple>
 
 #include "sim/check.hpp"
 
@@ -87,32 +87,41 @@ Fabric::Fabric(FabricGraph graph) : graph_(std::move(graph)) {
 Fabric::Host Fabric::host_of(VertexId gpu) const {
   const auto& g = adjacency_->graph;
   const auto& vertices = graph_.vertices;
-  Host host{gpu, vertices[gpu].node, vertices[gpu].rail, {}, {}, {}, {}};
-  VertexId port = gpu;  // what is wired to the leaf
+  Host host;
+  host.gpu = gpu;
+  host.node = vertices[gpu].node;
+  host.rail = vertices[gpu].rail;
+  VertexId out = gpu;  // what is wired to the leaf: the GPU itself or its NIC
   for (const auto& edge : boost::make_iterator_range(out_edges(gpu.value, g))) {
     const VertexId to(target(edge, g));
     if (vertices[to].kind == VertexKind::nvswitch) host.nvlink_up = adjacency_->link(edge);
     if (vertices[to].kind != VertexKind::nic) continue;
     host.up.push_back(adjacency_->link(edge));
-    port = to;
+    out = to;
   }
+  VertexId in = gpu;
   for (const auto& edge : boost::make_iterator_range(in_edges(gpu.value, g))) {
-    const VertexKind from = vertices[VertexId(source(edge, g))].kind;
-    if (from == VertexKind::nvswitch) host.nvlink_down = adjacency_->link(edge);
-    if (from == VertexKind::nic) host.down.push_back(adjacency_->link(edge));
+    const VertexId from(source(edge, g));
+    if (vertices[from].kind == VertexKind::nvswitch) host.nvlink_down = adjacency_->link(edge);
+    if (vertices[from].kind != VertexKind::nic) continue;
+    host.down.push_back(adjacency_->link(edge));
+    in = from;
   }
-  bool wired = false;
-  for (const auto& edge : boost::make_iterator_range(out_edges(port.value, g))) {
-    if (!is_switch(vertices[VertexId(target(edge, g))].kind)) continue;
-    host.up.push_back(adjacency_->link(edge));
-    wired = true;
+  std::optional<LinkId> to_leaf, from_leaf;
+  for (const auto& edge : boost::make_iterator_range(out_edges(out.value, g))) {
+    if (target(edge, g) < switches_) to_leaf = adjacency_->link(edge);
   }
-  for (const auto& edge : boost::make_iterator_range(in_edges(port.value, g))) {
-    if (!is_switch(vertices[VertexId(source(edge, g))].kind)) continue;
-    host.down.insert(host.down.begin(), adjacency_->link(edge));
+  for (const auto& edge : boost::make_iterator_range(in_edges(in.value, g))) {
+    if (source(edge, g) < switches_) from_leaf = adjacency_->link(edge);
   }
-  if (!wired) {
+  if (to_leaf) {
+    host.up.push_back(*to_leaf);
+  } else {
     host.up.clear();
+  }
+  if (from_leaf) {
+    host.down.insert(host.down.begin(), *from_leaf);
+  } else {
     host.down.clear();
   }
   return host;
@@ -638,7 +647,17 @@ FabricGraph read_graph(MapReader& map) {
   std::vector<std::string> names;
   for (const auto& [name, id] : by_name) names.push_back(name);
   std::map<std::pair<VertexId, VertexId>, int> seen;
-  std::map<std::pair<VertexId, LinkTier>, int> uses;  // out of a host's part
+  // One NVSwitch plane and one way out for a GPU, one switch for a NIC; in each direction.
+  std::map<std::tuple<VertexId, bool, bool>, int> ways;
+  const auto count_way = [&](VertexId v, LinkTier tier, bool inward, const Node& where) {
+    const VertexKind kind = vertices[v].kind;
+    const bool counts =
+        kind == VertexKind::gpu || (kind == VertexKind::nic && tier == LinkTier::nic);
+    if (!counts || ++ways[{v, tier == LinkTier::nvlink, inward}] != 2) return;
+    problems.add(where, fmt::format("'{}' has a second {} {}", vertices[v].name,
+                                    tier == LinkTier::nvlink ? "NVSwitch plane" : "way",
+                                    inward ? "in" : "out"));
+  };
   const Node link_list = list("links");
   for (std::size_t i = 0; i < link_list.size(); ++i) {
     MapReader entry(link_list[i], problems, "link");
@@ -679,20 +698,15 @@ FabricGraph read_graph(MapReader& map) {
             fmt::format("a second link from '{}' to '{}'", vertices[x].name, vertices[y].name),
             "state parallel cables by 'cables'");
       }
-      // A GPU's NIC and its own switch port are two ways out, so they are counted together.
-      const LinkTier way =
-          *tier == LinkTier::pcie && vertices[x].kind == VertexKind::gpu ? LinkTier::nic : *tier;
-      const bool counted = !is_switch(vertices[x].kind) &&
-                           vertices[x].kind != VertexKind::nvswitch &&
-                           !(vertices[x].kind == VertexKind::nic && *tier == LinkTier::pcie);
-      if (counted && ++uses[{x, way}] == 2) {
-        problems.add(link_list[i], fmt::format("'{}' has a second way {}", vertices[x].name,
-                                               *tier == LinkTier::nvlink ? "into NVLink" : "out"));
-      }
+      count_way(x, *tier, false, link_list[i]);
+      count_way(y, *tier, true, link_list[i]);
       build.connect(x, y, *tier, spec, cables);
     };
     link(*from, *to);
     if (!one_way) link(*to, *from);
+  }
+  if (gpus_seen.empty() && vertex_list.size() > 0) {
+    problems.add(vertex_list, "a fabric without GPUs");
   }
   return std::move(build.graph);
 }
