@@ -139,7 +139,8 @@ class Fabric {
   std::unique_ptr<Tree[]> trees_;  // by switch
 };
 
-/// Reads scenarios/fabrics/*.yaml (README there). Nullopt if and only if it added problems.
+/// Reads scenarios/fabrics/*.yaml; the keys are in the README beside them. Nullopt if and only if
+/// it added problems.
 std::optional<Fabric> read_fabric(const Node& node, Problems& problems);
 
 }  // namespace orrery

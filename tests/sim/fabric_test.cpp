@@ -339,6 +339,20 @@ TEST(Fabric, SharedNicsRelayThroughTheTwin) {
   EXPECT_EQ(path[2], "node0/gpu3 -> node0/nic1");
 }
 
+TEST(Fabric, APodKeepsTheRailsOfAGroupTogether) {
+  // 8 ports: a spine could reach four leaves, but only whole groups of three rails share a pod.
+  const Fabric f = made(head("three_layer", 16, 3, 8, "cross_rail: spine\n"));
+  for (int node = 0; node < 16; node += 4) {  // four nodes to a group
+    const GpuId a = gpu_named(f, fmt::format("node{}/gpu0", node));
+    const GpuId b = gpu_named(f, fmt::format("node{}/gpu2", node + 3));
+    EXPECT_EQ(f.route(a, b, 0).size(), 6u);
+  }
+  EXPECT_EQ(complaint(head("three_layer", 4, 5, 8)),
+            "fabric.yaml:5:15: error: a spine has 4 ports towards leaves, fewer than the 5 rails\n"
+            "  switch_ports: 8\n"
+            "                ^\n");
+}
+
 TEST(Fabric, EcmpIsBalancedOverSpines) {
   const Fabric f = made(head("two_layer", 256, 8, 64));
   const GpuId a = gpu_named(f, "node0/gpu3"), b = gpu_named(f, "node200/gpu3");
