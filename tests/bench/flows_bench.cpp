@@ -1,6 +1,5 @@
-// All-to-all between N nodes of 8 GPUs as flows: the workload whose completion SimGrid 3.32 (S4U,
-// model CM02) gives as its second argument, in 0.26 s (8 nodes), 3.2 s (16) and 264 s (32) of wall
-// time on two cores of the Sapphire Rapids class.
+// Flows that share links: one large component that every completion changes (all-to-all; an error
+// if it completes at another time than SimGrid says), and many small ones that change one by one.
 //
 //   flows_bench --benchmark_counters_tabular=true
 
@@ -8,61 +7,85 @@
 
 #include <array>
 #include <cmath>
+#include <vector>
 
 #include "sim/flows.hpp"
+#include "tests/sim/all_to_all.hpp"
 
 namespace orrery {
 namespace {
 
-constexpr std::size_t kGpusPerNode = 8;
-
-/// Links of GPU g: 4 g + {NVLink up, NVLink down, NIC up, NIC down}.
-IdVector<LinkId, Link> links_of(std::size_t nodes) {
-  IdVector<LinkId, Link> links;
-  for (std::size_t gpu = 0; gpu < nodes * kGpusPerNode; ++gpu) {
-    links.insert(links.end(), 2, Link{200e9, 1 * kPsPerUs});
-    links.insert(links.end(), 2, Link{50e9, 2 * kPsPerUs});
-  }
-  return links;
-}
-
-void all_to_all(benchmark::State& state) {
+void run_all_to_all(benchmark::State& state, test::CrossTraffic traffic) {
   const auto nodes = static_cast<std::size_t>(state.range(0));
-  const double expected_us = static_cast<double>(state.range(1));
-  const std::size_t gpus = nodes * kGpusPerNode;
+  const auto expected_us = static_cast<double>(state.range(1));
   double last_us = 0;
-  double recomputations = 0;
+  std::uint64_t recomputations = 0;
   for (auto _ : state) {
-    FlowNetwork network(links_of(nodes));
-    for (std::size_t a = 0; a < gpus; ++a) {
-      for (std::size_t b = 0; b < gpus; ++b) {
-        if (a == b) continue;
-        const std::size_t kind = a / kGpusPerNode == b / kGpusPerNode ? 0 : 2;
-        const std::array path{LinkId(4 * a + kind), LinkId(4 * b + kind + 1)};
-        const double bytes = 1e6 * (1 + 0.1 * static_cast<double>((7 * a + 13 * b) % 5));
-        network.start(0, path, bytes);
-      }
-    }
-    last_us = static_cast<double>(network.run_until_idle().back().at_ps) / kPsPerUs;
-    recomputations = static_cast<double>(network.recomputations());
+    FlowNetwork network = test::all_to_all(nodes, traffic);
+    last_us = test::last_completion_us(network);
+    recomputations = network.recomputations();
   }
   if (std::abs(last_us - expected_us) > 0.5) {
     state.SkipWithError("completes at another time than SimGrid says");
   }
-  state.counters["flows"] = static_cast<double>(gpus * (gpus - 1));
-  state.counters["recomputations"] = recomputations;
+  const auto gpus = static_cast<double>(nodes * 8);
+  state.counters["flows"] = gpus * (gpus - 1);
+  state.counters["recomputations"] = static_cast<double>(recomputations);
   state.counters["completes_us"] = last_us;
+}
+
+void all_to_all(benchmark::State& state) {
+  run_all_to_all(state, test::kNoCrossTraffic);
 }
 BENCHMARK(all_to_all)
     ->ArgNames({"nodes", "simgrid_us"})
-    ->Args({1, 48})
-    ->Args({2, 210})
-    ->Args({4, 615})
+    ->Args({8, 1356})
+    ->Args({16, 2892})
+    ->Args({32, 5964})
+    ->Unit(benchmark::kMillisecond)
+    ->UseRealTime();
+
+void all_to_all_cross_traffic(benchmark::State& state) {
+  run_all_to_all(state, test::kFivePercentBack);
+}
+BENCHMARK(all_to_all_cross_traffic)
+    ->ArgNames({"nodes", "simgrid_us"})
     ->Args({8, 1423})
     ->Args({16, 3036})
     ->Args({32, 6262})
     ->Unit(benchmark::kMillisecond)
     ->UseRealTime();
+
+/// 2048 GPUs in a ring of NICs; each sends 50 messages of various sizes, one after the other, to
+/// the next: driven from outside, event by event.
+void ring_of_sends(benchmark::State& state) {
+  constexpr std::size_t kGpus = 2048;
+  constexpr std::size_t kMessages = 50;
+  for (auto _ : state) {
+    FlowNetwork network(IdVector<LinkId, Link>(2 * kGpus, Link{50e9, 2 * kPsPerUs}));
+    std::vector<std::size_t> sent(kGpus, 0);
+    IdVector<FlowId, std::size_t> sender;
+    const auto send = [&](Picoseconds at_ps, std::size_t gpu) {
+      const std::array path{LinkId(2 * gpu), LinkId(2 * ((gpu + 1) % kGpus) + 1)};
+      const double bytes = 1e6 + 1e3 * static_cast<double>((gpu * 37 + sent[gpu] * 11) % 997);
+      ++sent[gpu];
+      network.start(at_ps, path, bytes);
+      sender.push_back(gpu);
+    };
+    for (std::size_t gpu = 0; gpu < kGpus; ++gpu) send(0, gpu);
+    while (const auto next = network.next_event_ps()) {
+      for (const Completion& done : network.advance_to(*next)) {
+        const std::size_t gpu = sender[done.flow];
+        if (sent[gpu] < kMessages) send(done.at_ps, gpu);
+      }
+    }
+    benchmark::DoNotOptimize(network.now_ps());
+  }
+  state.counters["per_flow"] =
+      benchmark::Counter(kGpus * kMessages, benchmark::Counter::kIsIterationInvariantRate |
+                                                benchmark::Counter::kInvert);
+}
+BENCHMARK(ring_of_sends)->Unit(benchmark::kMillisecond)->UseRealTime();
 
 }  // namespace
 }  // namespace orrery

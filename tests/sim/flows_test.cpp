@@ -7,11 +7,12 @@
 #include <rapidcheck/gtest.h>
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <limits>
 #include <numeric>
 #include <vector>
+
+#include "tests/sim/all_to_all.hpp"
 
 namespace orrery {
 namespace {
@@ -110,59 +111,36 @@ TEST(Flows, OnlyWhatIsConnectedIsRecomputed) {
   EXPECT_EQ(network.recomputations(), 2 * kPairs);
 }
 
-// The all-to-all between nodes of 8 GPUs, each with an NVLink up and down (200 GB/s, 1 us) and a
-// NIC up and down (50 GB/s, 2 us); GPU a sends 10^6 x (1 + 0.1 x ((7 a + 13 b) mod 5)) bytes to GPU
-// b.
-struct AllToAll {
-  static constexpr std::size_t kGpusPerNode = 8;
-
-  /// `forward`, `backward`: how often a flow occurs on its way there and on the way back.
-  static double completes_us(std::size_t nodes, std::size_t forward, std::size_t backward) {
-    const double scale = static_cast<double>(forward);
-    const std::size_t gpus = nodes * kGpusPerNode;
-    IdVector<LinkId, Link> links;  // 4 gpu + {NVLink up, down, NIC up, down}
-    for (std::size_t gpu = 0; gpu < gpus; ++gpu) {
-      links.insert(links.end(), 2, Link{200 * kGB * scale, 0});
-      links.insert(links.end(), 2, Link{50 * kGB * scale, 0});
-    }
-    FlowNetwork network(links);
-    for (std::size_t a = 0; a < gpus; ++a) {
-      for (std::size_t b = 0; b < gpus; ++b) {
-        if (a == b) continue;
-        const bool inside = a / kGpusPerNode == b / kGpusPerNode;
-        const std::size_t up = inside ? 0 : 2;
-        Path path;
-        for (std::size_t i = 0; i < forward; ++i) {
-          path.insert(path.end(), {LinkId(4 * a + up), LinkId(4 * b + up + 1)});
-        }
-        for (std::size_t i = 0; i < backward; ++i) {
-          path.insert(path.end(), {LinkId(4 * b + up), LinkId(4 * a + up + 1)});
-        }
-        const double bytes = 1e6 * (1 + 0.1 * static_cast<double>((7 * a + 13 * b) % 5));
-        network.start((inside ? 2 : 4) * kPsPerUs, path, bytes);  // the latency of up and down
-      }
-    }
-    const auto done = network.run_until_idle();
-    return static_cast<double>(done.back().at_ps) / kPsPerUs;
+TEST(Flows, ManyShortOnesPassALongOne) {
+  // Every 2 us a short flow shares the link for 1 us and leaves it to the long one for 1 us.
+  FlowNetwork network(links_of({2}));
+  const FlowId longer = network.start(0, Path{LinkId(0)}, 1e6);
+  std::vector<Completion> expected;
+  for (int i = 0; i < 300; ++i) {
+    const FlowId shorter = network.start(2 * i * kPsPerUs, Path{LinkId(0)}, 1000);
+    expected.push_back({(2 * i + 1) * kPsPerUs, shorter});
   }
-};
-
-// SimGrid 3.32, S4U sendto_async, --cfg=network/model:CM02 --cfg=network/crosstraffic:0: 46, 200,
-// 586 and 1356 us.
-TEST(Flows, AllToAllCompletesWhenSimGridSaysWithoutCrossTraffic) {
-  EXPECT_NEAR(AllToAll::completes_us(1, 1, 0), 46.0, 1e-5);
-  EXPECT_NEAR(AllToAll::completes_us(2, 1, 0), 200.0, 1e-5);
-  EXPECT_NEAR(AllToAll::completes_us(4, 1, 0), 586.0, 1e-5);
-  EXPECT_NEAR(AllToAll::completes_us(8, 1, 0), 1356.0, 1e-5);
+  expected.push_back({650 * kPsPerUs, longer});  // 300 x 3000 bytes in 600 us, 100,000 in 50 us
+  EXPECT_EQ(network.run_until_idle(), expected);
 }
 
-// The same with SimGrid's default, network/crosstraffic:1: a flow also takes 5 % of its rate on the
-// way back. As whole numbers: 20 times there and once back, over links of 20 times the capacity.
+double all_to_all_us(std::size_t nodes, test::CrossTraffic traffic) {
+  FlowNetwork network = test::all_to_all(nodes, traffic);
+  return test::last_completion_us(network);
+}
+
+TEST(Flows, AllToAllCompletesWhenSimGridSaysWithoutCrossTraffic) {
+  EXPECT_NEAR(all_to_all_us(1, test::kNoCrossTraffic), 46, 1e-5);
+  EXPECT_NEAR(all_to_all_us(2, test::kNoCrossTraffic), 200, 1e-5);
+  EXPECT_NEAR(all_to_all_us(4, test::kNoCrossTraffic), 586, 1e-5);
+  EXPECT_NEAR(all_to_all_us(8, test::kNoCrossTraffic), 1356, 1e-5);
+}
+
 TEST(Flows, AllToAllCompletesWhenSimGridSaysWithCrossTraffic) {
-  EXPECT_NEAR(AllToAll::completes_us(1, 20, 1), 48.175, 1e-4);
-  EXPECT_NEAR(AllToAll::completes_us(2, 20, 1), 209.7, 1e-4);
-  EXPECT_NEAR(AllToAll::completes_us(4, 20, 1), 614.931157896, 1e-4);
-  EXPECT_NEAR(AllToAll::completes_us(8, 20, 1), 1423.4, 1e-4);
+  EXPECT_NEAR(all_to_all_us(1, test::kFivePercentBack), 48.175, 1e-4);
+  EXPECT_NEAR(all_to_all_us(2, test::kFivePercentBack), 209.7, 1e-4);
+  EXPECT_NEAR(all_to_all_us(4, test::kFivePercentBack), 614.931157896, 1e-4);
+  EXPECT_NEAR(all_to_all_us(8, test::kFivePercentBack), 1423.4, 1e-4);
 }
 
 struct RandomFlow {
