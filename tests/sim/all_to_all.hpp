@@ -5,9 +5,9 @@
 // 10^6 x (1 + 0.1 x ((7 a + 13 b) mod 5)) bytes to every other GPU b, over up(a) and down(b).
 //
 // The last flow completes, by SimGrid 3.32 (S4U sendto_async, --cfg=network/model:CM02), at
-//   nodes                                   1       2              4        8       16    32
-//   --cfg=network/crosstraffic:0, us       46     200            586     1356     2892  5964
-//   the default, crosstraffic:1, us    48.175   209.7  614.931157896   1423.4   3036.1  6262
+//   nodes                                  1      2              4       8      16             32
+//   --cfg=network/crosstraffic:0, us      46    200            586    1356    2892           5964
+//   the default, crosstraffic:1, us   48.175  209.7  614.931157896  1423.4  3036.1 6261.551870211
 // Cross traffic: a flow also takes 5 % of its rate on the links of the way back.
 
 #include <cstddef>

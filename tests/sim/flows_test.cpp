@@ -112,14 +112,17 @@ TEST(Flows, OnlyWhatIsConnectedIsRecomputed) {
 }
 
 TEST(Flows, ManyShortOnesPassALongOne) {
-  // Every 2 us a short flow shares the link for 1 us and leaves it to the long one for 1 us.
-  FlowNetwork network(links_of({2}));
+  // Every 2 us a short flow shares the link for 1 us and leaves it to the long one for 1 us. What
+  // was once thought to be the long one's end piles up behind the end of a flow elsewhere.
+  FlowNetwork network(links_of({2, 1}));
   const FlowId longer = network.start(0, Path{LinkId(0)}, 1e6);
   std::vector<Completion> expected;
   for (int i = 0; i < 300; ++i) {
     const FlowId shorter = network.start(2 * i * kPsPerUs, Path{LinkId(0)}, 1000);
     expected.push_back({(2 * i + 1) * kPsPerUs, shorter});
   }
+  const FlowId elsewhere = network.start(0, Path{LinkId(1)}, 498e3);
+  expected.insert(expected.begin() + 249, {498 * kPsPerUs, elsewhere});
   expected.push_back({650 * kPsPerUs, longer});  // 300 x 3000 bytes in 600 us, 100,000 in 50 us
   EXPECT_EQ(network.run_until_idle(), expected);
 }
