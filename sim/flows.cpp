@@ -1,0 +1,273 @@
+#include "sim/flows.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "sim/check.hpp"
+
+namespace orrery {
+
+namespace {
+
+constexpr Picoseconds kNever = std::numeric_limits<Picoseconds>::max();
+
+/// Bytes first, then the rate: round sizes over round rates come out exact.
+double picoseconds_for(double bytes, double bytes_per_s) {
+  return std::ceil(bytes * 1e12 / bytes_per_s);
+}
+
+}  // namespace
+
+FlowNetwork::FlowNetwork(const IdVector<LinkId, Link>& links) : links_(links.size()) {
+  for (LinkId link; link.value < links.size(); ++link) {
+    const auto& [bytes_per_s, latency_ps] = links[link];
+    ORRERY_CHECK(std::isfinite(bytes_per_s) && bytes_per_s > 0 && latency_ps >= 0,
+                 "link {}: {} bytes/s, {} ps", link.value, bytes_per_s, latency_ps);
+    links_[link].bytes_per_s = bytes_per_s;
+    links_[link].latency_ps = latency_ps;
+  }
+}
+
+FlowId FlowNetwork::start(Picoseconds at_ps, std::span<const LinkId> path, double bytes,
+                          double limit_bytes_per_s, std::uint32_t multiplicity) {
+  ORRERY_CHECK(at_ps >= now_ps_, "a flow starts at {}, but it is {}", at_ps, now_ps_);
+  ORRERY_CHECK(!path.empty() && multiplicity > 0, "{} links, {} flows", path.size(), multiplicity);
+  ORRERY_CHECK(std::isfinite(bytes) && bytes >= 0 && limit_bytes_per_s >= 0,
+               "{} bytes at most at {} bytes/s", bytes, limit_bytes_per_s);
+  const FlowId id(flows_.size());
+  Flow flow;
+  flow.bytes_left = bytes;
+  flow.limit_bytes_per_s = limit_bytes_per_s;
+  flow.multiplicity = multiplicity;
+  flow.hop_begin = static_cast<std::uint32_t>(hops_.size());
+  for (const LinkId link : path) {
+    ORRERY_CHECK(link.value < links_.size(), "link {} of {}", link.value, links_.size());
+    hops_.push_back({link, 0});
+    at_ps += links_[link].latency_ps;
+  }
+  flow.hop_end = static_cast<std::uint32_t>(hops_.size());
+  flows_.push_back(flow);
+  begins_.push({at_ps, id});
+  return id;
+}
+
+// Every recomputation finds whole components: flows that once were connected to a changed link
+// still are, or hang on another link that changed with it. So one flow speaks for its component.
+bool FlowNetwork::stale(const FirstCompletions& first) const {
+  return flows_[first.flows.front()].component != first.component;
+}
+
+void FlowNetwork::join(FlowId id) {
+  Flow& flow = flows_[id];
+  flow.since_ps = now_ps_;
+  for (std::uint32_t hop = flow.hop_begin; hop < flow.hop_end; ++hop) {
+    SharedLink& link = links_[hops_[hop].link];
+    hops_[hop].place = static_cast<std::uint32_t>(link.places.size());
+    link.places.push_back({id, hop});
+    link.load += flow.multiplicity;
+    changed_.push_back(hops_[hop].link);
+  }
+  ++sharing_;
+}
+
+void FlowNetwork::leave(FlowId id) {
+  Flow& flow = flows_[id];
+  for (std::uint32_t hop = flow.hop_begin; hop < flow.hop_end; ++hop) {
+    SharedLink& link = links_[hops_[hop].link];
+    const Place moved = link.places.back();
+    link.places[hops_[hop].place] = moved;
+    hops_[moved.hop].place = hops_[hop].place;
+    link.places.pop_back();
+    link.load -= flow.multiplicity;
+    changed_.push_back(hops_[hop].link);
+  }
+  flow.component = 0;
+  flow.rate_bytes_per_s = 0;
+  flow.bytes_left = 0;
+  --sharing_;
+}
+
+/// Everything that changed at this instant takes effect: afterwards all rates hold.
+void FlowNetwork::settle() {
+  while (!begins_.empty() && begins_.top().first == now_ps_) {
+    join(begins_.top().second);
+    begins_.pop();
+  }
+  if (changed_.empty()) return;
+  const std::uint64_t before = recomputations_;
+  for (const LinkId link : changed_) {
+    if (links_[link].component > before || links_[link].load == 0) continue;
+    collect(link);
+    share();
+    completions_.push_back(first_);
+    std::push_heap(completions_.begin(), completions_.end(), Later{});
+  }
+  changed_.clear();
+
+  // There are no more components than flows; the rest is stale.
+  if (completions_.size() > 2 * sharing_ + 64) {
+    completions_.erase(std::remove_if(completions_.begin(), completions_.end(),
+                                      [&](const FirstCompletions& c) { return stale(c); }),
+                       completions_.end());
+    std::make_heap(completions_.begin(), completions_.end(), Later{});
+  }
+}
+
+/// The component of a link, marked with a new stamp, as nothing were fixed.
+void FlowNetwork::collect(LinkId seed) {
+  const std::uint64_t stamp = ++recomputations_;
+  component_links_.assign(1, seed);
+  links_[seed].component = stamp;
+  limited_.clear();
+  levels_.clear();
+  for (std::size_t i = 0; i < component_links_.size(); ++i) {
+    SharedLink& link = links_[component_links_[i]];
+    link.left_bytes_per_s = link.bytes_per_s;
+    link.not_fixed = link.load;
+    levels_.emplace_back(link.bytes_per_s / static_cast<double>(link.load), component_links_[i]);
+    for (const Place& place : link.places) {
+      Flow& flow = flows_[place.flow];
+      if (flow.component == stamp) continue;
+      flow.component = stamp;
+      if (flow.limit_bytes_per_s > 0) limited_.emplace_back(flow.limit_bytes_per_s, place.flow);
+      for (std::uint32_t hop = flow.hop_begin; hop < flow.hop_end; ++hop) {
+        const LinkId next = hops_[hop].link;
+        if (links_[next].component == stamp) continue;
+        links_[next].component = stamp;
+        component_links_.push_back(next);
+      }
+    }
+  }
+  first_.at_ps = kNever;
+  first_.component = stamp;
+  first_.flows.clear();
+}
+
+/// Progressive filling of the collected component.
+void FlowNetwork::share() {
+  std::sort(limited_.begin(), limited_.end());
+  std::make_heap(levels_.begin(), levels_.end(), std::greater<>());
+  auto limited = limited_.begin();
+  double level = 0;
+  while (!levels_.empty()) {
+    const auto [key, id] = levels_.front();
+    const SharedLink& link = links_[id];
+    double saturates = key;
+    if (link.not_fixed > 0) {
+      saturates = link.left_bytes_per_s / static_cast<double>(link.not_fixed);
+      if (saturates <= key && limited != limited_.end() && limited->first <= saturates) {
+        const double limit = limited->first;
+        level = std::max(level, limit);
+        for (; limited != limited_.end() && limited->first == limit; ++limited) {
+          if (flows_[limited->second].fixed != first_.component) fix(limited->second, limit);
+        }
+        end_round(limit);
+        continue;
+      }
+    }
+    std::pop_heap(levels_.begin(), levels_.end(), std::greater<>());
+    if (link.not_fixed == 0) {
+      levels_.pop_back();
+    } else if (saturates > key) {
+      levels_.back().first = saturates;
+      std::push_heap(levels_.begin(), levels_.end(), std::greater<>());
+    } else {
+      levels_.pop_back();
+      level = std::max(level, saturates);
+      for (const Place& place : link.places) {
+        if (flows_[place.flow].fixed != first_.component) fix(place.flow, level);
+      }
+      end_round(level);
+    }
+  }
+}
+
+void FlowNetwork::fix(FlowId id, double rate_bytes_per_s) {
+  Flow& flow = flows_[id];
+  flow.fixed = first_.component;
+  if (flow.rate_bytes_per_s != rate_bytes_per_s) {
+    const double gone = flow.rate_bytes_per_s * seconds(now_ps_ - flow.since_ps);
+    flow.bytes_left = std::max(0.0, flow.bytes_left - gone);
+    flow.since_ps = now_ps_;
+    flow.rate_bytes_per_s = rate_bytes_per_s;
+    const double duration_ps = picoseconds_for(flow.bytes_left, rate_bytes_per_s);
+    ORRERY_CHECK(duration_ps < 9e18 - static_cast<double>(now_ps_), "{} bytes at {} bytes/s",
+                 flow.bytes_left, rate_bytes_per_s);
+    flow.end_ps = now_ps_ + static_cast<Picoseconds>(duration_ps);
+  }
+  if (flow.end_ps < first_.at_ps) {
+    first_.at_ps = flow.end_ps;
+    first_.flows.clear();
+  }
+  if (flow.end_ps == first_.at_ps) first_.flows.push_back(id);
+  for (std::uint32_t hop = flow.hop_begin; hop < flow.hop_end; ++hop) {
+    SharedLink& link = links_[hops_[hop].link];
+    if (link.fixed_this_round == 0) touched_.push_back(hops_[hop].link);
+    link.fixed_this_round += flow.multiplicity;
+  }
+}
+
+void FlowNetwork::end_round(double rate_bytes_per_s) {
+  for (const LinkId id : touched_) {
+    SharedLink& link = links_[id];
+    link.left_bytes_per_s -= static_cast<double>(link.fixed_this_round) * rate_bytes_per_s;
+    link.not_fixed -= link.fixed_this_round;
+    link.fixed_this_round = 0;
+  }
+  touched_.clear();
+}
+
+std::optional<Picoseconds> FlowNetwork::next_event_ps() {
+  settle();
+  while (!completions_.empty() && stale(completions_.front())) {
+    std::pop_heap(completions_.begin(), completions_.end(), Later{});
+    completions_.pop_back();
+  }
+  if (begins_.empty() && completions_.empty()) return std::nullopt;
+  return std::min(begins_.empty() ? kNever : begins_.top().first,
+                  completions_.empty() ? kNever : completions_.front().at_ps);
+}
+
+/// What completes at this instant leaves.
+void FlowNetwork::complete_due(std::vector<Completion>& done) {
+  while (!completions_.empty() && completions_.front().at_ps == now_ps_) {
+    std::pop_heap(completions_.begin(), completions_.end(), Later{});
+    const FirstCompletions first = std::move(completions_.back());
+    completions_.pop_back();
+    if (stale(first)) continue;
+    for (const FlowId flow : first.flows) {
+      leave(flow);
+      done.push_back({now_ps_, flow});
+    }
+  }
+}
+
+std::vector<Completion> FlowNetwork::advance_to(Picoseconds t_ps) {
+  ORRERY_CHECK(t_ps >= now_ps_, "advance to {}, but it is {}", t_ps, now_ps_);
+  std::vector<Completion> done;
+  for (auto next = next_event_ps(); next && *next <= t_ps; next = next_event_ps()) {
+    now_ps_ = *next;
+    complete_due(done);
+  }
+  now_ps_ = t_ps;
+  std::sort(done.begin(), done.end());
+  return done;
+}
+
+std::vector<Completion> FlowNetwork::run_until_idle() {
+  std::vector<Completion> done;
+  while (const auto next = next_event_ps()) {
+    now_ps_ = *next;
+    complete_due(done);
+  }
+  std::sort(done.begin(), done.end());
+  return done;
+}
+
+double FlowNetwork::rate_bytes_per_s(FlowId flow) {
+  settle();
+  return flows_[flow].rate_bytes_per_s;
+}
+
+}  // namespace orrery
