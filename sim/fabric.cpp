@@ -645,6 +645,7 @@ FabricGraph read_graph(MapReader& map) {
   }
 
   std::vector<std::string> names;
+  names.reserve(by_name.size());
   for (const auto& [name, id] : by_name) names.push_back(name);
   std::map<std::pair<VertexId, VertexId>, int> seen;
   // One NVSwitch plane and one way out for a GPU, one switch for a NIC; in each direction.
