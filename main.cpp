@@ -182,9 +182,14 @@ int main_of(int argc, char** argv) {
                    "simulated ranks to trace, as 0,5 (default: one for each pipeline position)")
       ->delimiter(',')
       ->needs("--trace");
-  run_verb->add_option("--engine", options.engine, "sweep (default) or events")
-      ->transform(CLI::Transformer(
-          std::map<std::string, Engine>{{"sweep", Engine::sweep}, {"events", Engine::events}}));
+  run_verb
+      ->add_option_function<std::string>(
+          "--engine",
+          [&](const std::string& word) {
+            options.engine = word == "events" ? Engine::events : Engine::sweep;
+          },
+          "how to simulate (default: sweep)")
+      ->check(CLI::IsMember({"sweep", "events"}));
   run_verb->add_flag("--timing", options.timing, "also say how long the simulation took");
 
   CLI::App* explain_verb =
