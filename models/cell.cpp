@@ -2,8 +2,6 @@
 
 #include <algorithm>
 #include <deque>
-#include <map>
-#include <tuple>
 #include <utility>
 
 #include "sim/check.hpp"

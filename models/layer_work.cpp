@@ -998,9 +998,8 @@ LayerShard embedding_shard(const Model& model, const Plan& plan) {
 }
 
 LayerShard head_shard(const Model& model, const Plan& plan) {
-  const ParameterCount total = count_parameters(model);
-  const std::int64_t projection = model.tied_embeddings ? total.embedding : total.head;
-  return {.dense = projection / plan.parallelism.tp + model.hidden};
+  const std::int64_t final_norm = (model.norm_bias ? 2 : 1) * model.hidden;
+  return {.dense = model.vocabulary * model.hidden / plan.parallelism.tp + final_norm};
 }
 
 LayerShard mtp_front_shard(const Model& model, const Plan&) {

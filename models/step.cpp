@@ -82,15 +82,11 @@ class StepBuilder {
   }
 
   Program cell(int position, const Action& action) {
-    const Template t = compile(action);
-    stamp(t.cell, position, action, {}, {});
+    stamp(compile(action), position, action, {}, {});
     return std::move(builder_).seal();
   }
 
  private:
-  struct Template {
-    CellTemplate cell;
-  };
   using TemplateKey = std::tuple<ActionKind, int, int>;
 
   // ---- groups of replicas ----
@@ -125,8 +121,8 @@ class StepBuilder {
 
   // ---- templates ----
 
-  Template compile(const Action& a) {
-    return {factory_.make(a.kind, a.stage, a.pair_stage, builder_)};
+  CellTemplate compile(const Action& a) {
+    return factory_.make(a.kind, a.stage, a.pair_stage, builder_);
   }
 
   static TemplateKey key_of(const Action& a) { return {a.kind, a.stage, a.pair_stage}; }
@@ -144,7 +140,7 @@ class StepBuilder {
     std::size_t ops = 0, edges = 0;
     for (const auto& actions : schedule_.actions) {
       for (const Action& a : actions) {
-        const CellTemplate& cell = templates_.at(key_of(a)).cell;
+        const CellTemplate& cell = templates_.at(key_of(a));
         ops += cell.ops.size() + 2;
         edges += cell.ops.size() / 4 + 8;
       }
@@ -297,7 +293,7 @@ class StepBuilder {
   }
 
   void add_action(int position, const Action& a) {
-    const CellTemplate& cell = templates_.at(key_of(a)).cell;
+    const CellTemplate& cell = templates_.at(key_of(a));
     const bool pair = a.kind == ActionKind::overlapped;
     const bool has_forward = a.kind == ActionKind::forward || pair;
     const bool has_backward =
@@ -394,7 +390,7 @@ class StepBuilder {
   template <class Ready>
   void stage_collective(int stage, GroupKind group, const std::vector<int>& positions,
                         CollectiveKind kind, std::int64_t bytes, const std::string& label,
-                        Phase phase, std::uint16_t micro_batch, Ready ready) {
+                        Phase phase, Ready ready) {
     const std::int64_t ranks =
         layout_.group_size(group) * static_cast<std::int64_t>(positions.size());
     if (ranks == 1 || bytes == 0) return;
@@ -416,7 +412,7 @@ class StepBuilder {
       }
       drop_duplicates(predecessors_);
       builder_.add(OpKind::collective, shape,
-                   {.micro_batch = micro_batch,
+                   {.micro_batch = 0,
                     .layer = kNoLayer,
                     .stage = static_cast<std::uint16_t>(stage),
                     .phase = phase},
@@ -424,7 +420,7 @@ class StepBuilder {
     }
   }
 
-  void sync_gradients(int stage, const std::vector<int>& positions, std::uint16_t micro_batch) {
+  void sync_gradients(int stage, const std::vector<int>& positions) {
     const auto kind = plan_.parallelism.zero_stage == 0 ? CollectiveKind::all_reduce
                                                         : CollectiveKind::reduce_scatter;
     const auto wait = [&](int position, std::int64_t slot) {
@@ -434,9 +430,9 @@ class StepBuilder {
     const StageParameters& p = parameters_[static_cast<std::size_t>(stage)];
     const std::int64_t width = plan_.precision.gradient_sync_bytes;
     stage_collective(stage, GroupKind::data, positions, kind, p.dense * width, "dense gradients",
-                     Phase::gradient_sync, micro_batch, wait);
+                     Phase::gradient_sync, wait);
     stage_collective(stage, GroupKind::expert_data, positions, kind, p.expert * width,
-                     "expert gradients", Phase::gradient_sync, micro_batch, wait);
+                     "expert gradients", Phase::gradient_sync, wait);
   }
 
   /// Elements whose optimizer state this rank keeps.
@@ -467,7 +463,7 @@ class StepBuilder {
                          .last = {}});
     const int stages = schedule_.shape.stages();
     if (par.zero_stage < 2) {
-      for (int s = 0; s < stages; ++s) sync_gradients(s, holders_of(schedule_, s), 0);
+      for (int s = 0; s < stages; ++s) sync_gradients(s, holders_of(schedule_, s));
     }
     const OpTag tag{.micro_batch = 0, .layer = kNoLayer, .stage = 0, .phase = Phase::optimizer};
     const auto every_rank = [&](auto visit) {
@@ -525,10 +521,10 @@ class StepBuilder {
         const std::vector<int> holders = holders_of(schedule_, s);
         stage_collective(s, GroupKind::data, holders, CollectiveKind::all_gather,
                          p.dense * precision.parameter_bytes, "dense parameters",
-                         Phase::parameter_gather, 0, no_wait);
+                         Phase::parameter_gather, no_wait);
         stage_collective(s, GroupKind::expert_data, holders, CollectiveKind::all_gather,
                          p.expert * precision.parameter_bytes, "expert parameters",
-                         Phase::parameter_gather, 0, no_wait);
+                         Phase::parameter_gather, no_wait);
       }
     }
     builder_.end_cell();
@@ -592,7 +588,7 @@ class StepBuilder {
   CellFactory factory_;
   std::array<Groups, 7> groups_;
   std::vector<StageParameters> parameters_;
-  std::map<TemplateKey, Template> templates_;
+  std::map<TemplateKey, CellTemplate> templates_;
   std::vector<Input> forward_input_;  ///< by (stage, micro-batch)
   std::vector<Input> backward_input_;
   std::vector<std::vector<OpId>> last_ids_;                           ///< by position, slot
@@ -621,7 +617,9 @@ StageParameters stage_parameters(const Scenario& scenario, int stage) {
   if (s.head) {
     add(head_shard(model, plan));
     // On one stage with the embedding a tied head is no copy.
-    if (model.tied_embeddings && s.embedding) p.dense -= embedding_shard(model, plan).dense;
+    if (model.tied_embeddings && s.embedding) {
+      p.dense -= model.vocabulary * model.hidden / plan.parallelism.tp;
+    }
   }
   for (std::int64_t i = 0; i < s.mtp_modules; ++i) {
     add(layer_shard(model, plan, model.is_moe(model.layers - 1)));

@@ -311,5 +311,32 @@ TEST(Step, StageParametersAddUpToTheModel) {
   }
 }
 
+// The counts were checked against published totals; a tied head is a second copy once it is on
+// another stage than the embedding.
+TEST(Step, StageParametersOfShippedModelsAddUpToTheirCounts) {
+  for (const char* name :
+       {"gpt3_175b", "qwen2_5_1_5b", "llama3_8b", "mixtral_8x7b", "deepseek_v3"}) {
+    Problems problems;
+    Scenario s;
+    s.model = read_model(
+        read_document(std::string(ORRERY_SOURCE_DIR) + "/scenarios/models/" + name + ".yaml",
+                      problems),
+        problems);
+    problems.throw_if_any();
+    const std::int64_t layers = s.model.layers;
+    const std::int64_t mtp = s.model.mtp_modules;
+    const std::int64_t expected = count_parameters(s.model).total() + count_parameters(s.model).mtp;
+    s.plan.stages = {{.layers = layers, .embedding = true, .head = true, .mtp_modules = mtp}};
+    const StageParameters whole = stage_parameters(s, 0);
+    EXPECT_EQ(whole.dense + whole.expert, expected) << name;
+    s.plan.stages = {{.layers = 1, .embedding = true},
+                     {.first_layer = 1, .layers = layers - 1, .head = true, .mtp_modules = mtp}};
+    const StageParameters a = stage_parameters(s, 0);
+    const StageParameters b = stage_parameters(s, 1);
+    const std::int64_t copy = s.model.tied_embeddings ? s.model.vocabulary * s.model.hidden : 0;
+    EXPECT_EQ(a.dense + a.expert + b.dense + b.expert, expected + copy) << name;
+  }
+}
+
 }  // namespace
 }  // namespace orrery
