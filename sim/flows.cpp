@@ -11,10 +11,13 @@ namespace orrery {
 namespace {
 
 constexpr Picoseconds kNever = std::numeric_limits<Picoseconds>::max();
+constexpr double kUnit = 0x1p-24;  // of a hop, in bytes per byte
 
-/// Bytes first, then the rate: round sizes over round rates come out exact.
+/// Bytes first, then the rate: round sizes over round rates come out exact. What exceeds a whole
+/// picosecond by no more than the rounding of these operations is that picosecond.
 double picoseconds_for(double bytes, double bytes_per_s) {
-  return std::ceil(bytes * 1e12 / bytes_per_s);
+  const double exact = bytes * 1e12 / bytes_per_s;
+  return std::ceil(exact - exact * 0x1p-50);
 }
 
 }  // namespace
@@ -32,10 +35,6 @@ FlowNetwork::FlowNetwork(const IdVector<LinkId, Link>& links) : links_(links.siz
 FlowId FlowNetwork::start(Picoseconds at_ps, std::span<const LinkId> path, double bytes,
                           double limit_bytes_per_s, std::uint32_t multiplicity) {
   ORRERY_CHECK(at_ps >= now_ps_, "a flow starts at {}, but it is {}", at_ps, now_ps_);
-  ORRERY_CHECK(!path.empty() && multiplicity > 0, "{} links, {} flows", path.size(), multiplicity);
-  ORRERY_CHECK(std::isfinite(bytes) && bytes >= 0 && limit_bytes_per_s >= 0,
-               "{} bytes at most at {} bytes/s", bytes, limit_bytes_per_s);
-  const FlowId id(flows_.size());
   Flow flow;
   flow.bytes_left = bytes;
   flow.limit_bytes_per_s = limit_bytes_per_s;
@@ -43,12 +42,47 @@ FlowId FlowNetwork::start(Picoseconds at_ps, std::span<const LinkId> path, doubl
   flow.hop_begin = static_cast<std::uint32_t>(hops_.size());
   for (const LinkId link : path) {
     ORRERY_CHECK(link.value < links_.size(), "link {} of {}", link.value, links_.size());
-    hops_.push_back({link, 0});
+    hops_.push_back({link, 0, static_cast<std::uint32_t>(1 / kUnit)});
     at_ps += links_[link].latency_ps;
   }
+  return add(at_ps, flow);
+}
+
+FlowId FlowNetwork::start(Picoseconds at_ps, std::span<const FlowHop> hops, double bytes,
+                          double limit_bytes_per_s, std::uint32_t weight) {
+  ORRERY_CHECK(at_ps >= now_ps_, "a flow starts at {}, but it is {}", at_ps, now_ps_);
+  Flow flow;
+  flow.bytes_left = bytes;
+  flow.limit_bytes_per_s = limit_bytes_per_s;
+  flow.weight = weight;
+  flow.hop_begin = static_cast<std::uint32_t>(hops_.size());
+  Picoseconds latency_ps = 0;  // the transfers go on side by side: the longest way
+  for (const FlowHop& hop : hops) {
+    ORRERY_CHECK(
+        hop.link.value < links_.size() && 0 <= hop.bytes_per_byte && hop.bytes_per_byte < 256,
+        "link {} of {} carries {} times the bytes", hop.link.value, links_.size(),
+        hop.bytes_per_byte);
+    const auto units = static_cast<std::uint32_t>(std::lround(hop.bytes_per_byte / kUnit));
+    if (units == 0) continue;
+    hops_.push_back({hop.link, 0, units});
+    latency_ps = std::max(latency_ps, links_[hop.link].latency_ps);
+  }
+  return add(at_ps + latency_ps, flow);
+}
+
+/// The flow whose hops were just appended.
+FlowId FlowNetwork::add(Picoseconds begins_ps, Flow flow) {
   flow.hop_end = static_cast<std::uint32_t>(hops_.size());
+  ORRERY_CHECK(flow.hop_end > flow.hop_begin && flow.multiplicity > 0 && flow.weight > 0 &&
+                   flow.weight < 1 << 16,
+               "{} links, {} flows of weight {}", flow.hop_end - flow.hop_begin, flow.multiplicity,
+               flow.weight);
+  ORRERY_CHECK(
+      std::isfinite(flow.bytes_left) && flow.bytes_left >= 0 && flow.limit_bytes_per_s >= 0,
+      "{} bytes at most at {} bytes/s", flow.bytes_left, flow.limit_bytes_per_s);
+  const FlowId id(flows_.size());
   flows_.push_back(flow);
-  begins_.push({at_ps, id});
+  begins_.push({begins_ps, id});
   return id;
 }
 
@@ -65,7 +99,7 @@ void FlowNetwork::join(FlowId id) {
     SharedLink& link = links_[hops_[hop].link];
     hops_[hop].place = static_cast<std::uint32_t>(link.places.size());
     link.places.push_back({id, hop});
-    link.load += flow.multiplicity;
+    link.load += load_of(flow, hops_[hop]);
     changed_.push_back(hops_[hop].link);
   }
   ++sharing_;
@@ -73,13 +107,14 @@ void FlowNetwork::join(FlowId id) {
 
 void FlowNetwork::leave(FlowId id) {
   Flow& flow = flows_[id];
+  settle_account(flow);
   for (std::uint32_t hop = flow.hop_begin; hop < flow.hop_end; ++hop) {
     SharedLink& link = links_[hops_[hop].link];
     const Place moved = link.places.back();
     link.places[hops_[hop].place] = moved;
     hops_[moved.hop].place = hops_[hop].place;
     link.places.pop_back();
-    link.load -= flow.multiplicity;
+    link.load -= load_of(flow, hops_[hop]);
     changed_.push_back(hops_[hop].link);
   }
   flow.component = 0;
@@ -125,12 +160,15 @@ void FlowNetwork::collect(LinkId seed) {
     SharedLink& link = links_[component_links_[i]];
     link.left_bytes_per_s = link.bytes_per_s;
     link.not_fixed = link.load;
-    levels_.emplace_back(link.bytes_per_s / static_cast<double>(link.load), component_links_[i]);
+    levels_.emplace_back(link.bytes_per_s / (static_cast<double>(link.load) * kUnit),
+                         component_links_[i]);
     for (const Place& place : link.places) {
       Flow& flow = flows_[place.flow];
       if (flow.component == stamp) continue;
       flow.component = stamp;
-      if (flow.limit_bytes_per_s > 0) limited_.emplace_back(flow.limit_bytes_per_s, place.flow);
+      if (flow.limit_bytes_per_s > 0) {
+        limited_.emplace_back(flow.limit_bytes_per_s / flow.weight, place.flow);
+      }
       for (std::uint32_t hop = flow.hop_begin; hop < flow.hop_end; ++hop) {
         const LinkId next = hops_[hop].link;
         if (links_[next].component == stamp) continue;
@@ -155,12 +193,14 @@ void FlowNetwork::share() {
     const SharedLink& link = links_[id];
     double saturates = key;
     if (link.not_fixed > 0) {
-      saturates = link.left_bytes_per_s / static_cast<double>(link.not_fixed);
+      saturates = link.left_bytes_per_s / (static_cast<double>(link.not_fixed) * kUnit);
       if (saturates <= key && limited != limited_.end() && limited->first <= saturates) {
         const double limit = limited->first;
         level = std::max(level, limit);
         for (; limited != limited_.end() && limited->first == limit; ++limited) {
-          if (flows_[limited->second].fixed != first_.component) fix(limited->second, limit);
+          const Flow& flow = flows_[limited->second];
+          if (flow.fixed == first_.component) continue;
+          fix(limited->second, flow.limit_bytes_per_s, kNoLink);
         }
         end_round(limit);
         continue;
@@ -176,17 +216,29 @@ void FlowNetwork::share() {
       levels_.pop_back();
       level = std::max(level, saturates);
       for (const Place& place : link.places) {
-        if (flows_[place.flow].fixed != first_.component) fix(place.flow, level);
+        const Flow& flow = flows_[place.flow];
+        if (flow.fixed != first_.component) fix(place.flow, level * flow.weight, id);
       }
       end_round(level);
     }
   }
 }
 
-void FlowNetwork::fix(FlowId id, double rate_bytes_per_s) {
+/// Charges the bottleneck for the time that the flow has lost at its present rate.
+void FlowNetwork::settle_account(Flow& flow) {
+  if (flow.bottleneck == kNoLink || flow.since_ps == now_ps_) return;
+  const double lost =
+      flow.limit_bytes_per_s > 0 ? 1 - flow.rate_bytes_per_s / flow.limit_bytes_per_s : 1;
+  links_[flow.bottleneck].held_back_s +=
+      lost * flow.multiplicity * seconds(now_ps_ - flow.since_ps);
+}
+
+void FlowNetwork::fix(FlowId id, double rate_bytes_per_s, LinkId bottleneck) {
   Flow& flow = flows_[id];
   flow.fixed = first_.component;
   if (flow.rate_bytes_per_s != rate_bytes_per_s) {
+    settle_account(flow);
+    flow.bottleneck = bottleneck;
     const double gone = flow.rate_bytes_per_s * seconds(now_ps_ - flow.since_ps);
     flow.bytes_left = std::max(0.0, flow.bytes_left - gone);
     flow.since_ps = now_ps_;
@@ -204,14 +256,14 @@ void FlowNetwork::fix(FlowId id, double rate_bytes_per_s) {
   for (std::uint32_t hop = flow.hop_begin; hop < flow.hop_end; ++hop) {
     SharedLink& link = links_[hops_[hop].link];
     if (link.fixed_this_round == 0) touched_.push_back(hops_[hop].link);
-    link.fixed_this_round += flow.multiplicity;
+    link.fixed_this_round += load_of(flow, hops_[hop]);
   }
 }
 
-void FlowNetwork::end_round(double rate_bytes_per_s) {
+void FlowNetwork::end_round(double level) {
   for (const LinkId id : touched_) {
     SharedLink& link = links_[id];
-    link.left_bytes_per_s -= static_cast<double>(link.fixed_this_round) * rate_bytes_per_s;
+    link.left_bytes_per_s -= static_cast<double>(link.fixed_this_round) * kUnit * level;
     link.not_fixed -= link.fixed_this_round;
     link.fixed_this_round = 0;
   }

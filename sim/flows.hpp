@@ -10,25 +10,32 @@
 //   C_l > 0         capacity of link l, bytes/s
 //   u_f in (0, inf] own limit of flow f, bytes/s
 //   m_f >= 1        flows that f stands for (same path, same bytes, same limit, same start)
-//   a_lf >= 0       how often l occurs on the path of f (0 or 1, more for a path with a loop)
+//   w_f >= 1        weight of f where flows compete (a virtual lane's share; 1 where all are equal)
+//   a_lf >= 0       bytes that link l carries for a byte of f: 1 on a plain path, more for a path
+//                   with a loop, any fraction where f is a bundle of transfers that keep pace with
+//                   each other (a collective) and l carries some of them
 // Computed: the rate x_f of each of the m_f flows, such that
 //   sum over f of a_lf m_f x_f <= C_l for every link l,    0 <= x_f <= u_f,
-// and no x_f can be raised without lowering an x_g with x_g <= x_f (max-min fairness). The set of
-// feasible x is compact and convex, so the max-min fair x exists and is unique, and it is
-// characterised by bottlenecks: x is max-min fair if and only if it is feasible and every flow f
-// either has x_f = u_f or crosses a link that is saturated and on which no flow has a rate above
-// x_f (Bertsekas and Gallager, Data Networks, 2nd ed., section 6.5.2; with own limits and convex
-// sets: Radunovic and Le Boudec, IEEE/ACM Trans. Networking 15(5), 2007).
+// and no x_f can be raised without lowering an x_g with x_g / w_g <= x_f / w_f (weighted max-min
+// fairness). The set of feasible x is compact and convex, so the max-min fair x exists and is
+// unique, and it is characterised by bottlenecks: x is max-min fair if and only if it is feasible
+// and every flow f either has x_f = u_f or crosses a link that is saturated and on which no flow
+// has an x / w above its own (Bertsekas and Gallager, Data Networks, 2nd ed., section 6.5.2; with
+// own limits and convex sets: Radunovic and Le Boudec, IEEE/ACM Trans. Networking 15(5), 2007).
 //
-// Progressive filling computes it. Raise the rate of all flows together; link l would saturate at
-//   s_l = (C_l - what its fixed flows take) / (its flows that are not fixed, each a_lf m_f times).
-// At the smallest of all s_l and u_f either the flows of that link are fixed at s_l, or the flows
-// of that limit at u_f; repeat with the rest. Each round fixes a flow, and s_l never falls.
+// Progressive filling computes it. Raise the level x_f / w_f of all flows together; link l would
+// saturate at
+//   s_l = (C_l - what its fixed flows take) / (sum of a_lf m_f w_f over its flows not fixed yet).
+// At the smallest of all s_l and u_f / w_f either the flows of that link are fixed at s_l, or the
+// flows of that limit at theirs; repeat with the rest. Each round fixes a flow, and s_l never
+// falls.
 //
 // Rounding. Rates and bytes are doubles, times are integers: a completion is rounded up to the next
-// picosecond, and what it frees is free from then on. Within a round what a link gives away is
-// counted in whole flows and subtracted as count x rate, once; so the result does not depend on
-// the order in which flows were started, and a flow of multiplicity m equals m flows bit for bit.
+// picosecond (but for rounding error, so that a flow that nothing disturbs takes bytes over limit
+// to the picosecond), and what it frees is free from then on. a_lf is kept as a multiple of 2^-24,
+// so that what a link gives away within a round is added up in integers and subtracted as a sum x
+// level, once; so the result does not depend on the order in which flows were started, and a flow
+// of multiplicity m equals m flows bit for bit.
 // Links that saturate at the same level are handled one after the other by id; there is no epsilon:
 // after the first of two tied links the other one's level is the same but for the last bits, and a
 // level that rounding would let fall is held at the one before it, so a link can be overfull by
@@ -55,9 +62,18 @@ namespace orrery {
 using LinkId = Id<struct LinkTag>;  ///< a one-way link of a FlowNetwork
 using FlowId = Id<struct FlowTag>;  ///< a transfer, numbered from 0 in the order of start()
 
+inline constexpr LinkId kNoLink{0xFFFFFFFF};
+
 struct Link {
   double bytes_per_s = 0;
   Picoseconds latency_ps = 0;
+};
+
+/// A link that a flow uses, and the bytes it carries there for each byte of the flow: above 0 and
+/// below 256, kept to 2^-24 (what rounds to 0 is left out).
+struct FlowHop {
+  LinkId link;
+  double bytes_per_byte = 1;
 };
 
 struct Completion {
@@ -78,6 +94,11 @@ class FlowNetwork {
   FlowId start(Picoseconds at_ps, std::span<const LinkId> path, double bytes,
                double limit_bytes_per_s = 0, std::uint32_t multiplicity = 1);
 
+  /// A bundle of transfers that keep pace with each other: it crosses all its links at once, each
+  /// as much as its hop says, and competes with `weight` >= 1 (below 2^16) on all of them.
+  FlowId start(Picoseconds at_ps, std::span<const FlowHop> hops, double bytes,
+               double limit_bytes_per_s, std::uint32_t weight = 1);
+
   /// When something happens next if nothing else is started: a flow begins to share, or completes.
   /// Not the next completion: a flow still in its latency may delay that one.
   std::optional<Picoseconds> next_event_ps();
@@ -92,6 +113,9 @@ class FlowNetwork {
   /// Rate of each of the flows that `flow` stands for, from now on; 0 before its latency has passed
   /// and after its completion.
   double rate_bytes_per_s(FlowId flow);
+  /// By how much a link has held flows back so far: over the flows that it was the bottleneck of,
+  /// the time lost against their own limits (all of the time for flows without one).
+  double held_back_s(LinkId link) const { return links_[link].held_back_s; }
   /// Recomputations of a component so far.
   std::uint64_t recomputations() const { return recomputations_; }
 
@@ -107,10 +131,13 @@ class FlowNetwork {
     std::uint32_t hop_begin = 0;  // into hops_
     std::uint32_t hop_end = 0;
     std::uint32_t multiplicity = 1;
+    std::uint32_t weight = 1;
+    LinkId bottleneck = kNoLink;  // that fixed the rate; none: its own limit did
   };
   struct Hop {
     LinkId link;
     std::uint32_t place = 0;  // in the link's list of hops, while the flow shares
+    std::uint32_t units = 0;  // of 2^-24 bytes per byte
   };
   struct Place {
     FlowId flow;
@@ -120,7 +147,8 @@ class FlowNetwork {
     double bytes_per_s = 0;
     Picoseconds latency_ps = 0;
     std::vector<Place> places;  // of the flows that share it, in no particular order
-    std::uint64_t load = 0;     // sum of their multiplicities
+    std::uint64_t load = 0;     // sum of their units x multiplicity x weight
+    double held_back_s = 0;
     // Only while its component is recomputed:
     std::uint64_t component = 0;
     double left_bytes_per_s = 0;
@@ -137,16 +165,21 @@ class FlowNetwork {
       return a.at_ps > b.at_ps;
     }
   };
-  using Level = std::pair<double, LinkId>;  // where a link saturates
+  using Level = std::pair<double, LinkId>;  // rate over weight at which a link saturates
 
+  static std::uint64_t load_of(const Flow& flow, const Hop& hop) {
+    return std::uint64_t{hop.units} * flow.multiplicity * flow.weight;
+  }
+  FlowId add(Picoseconds begins_ps, Flow flow);
   bool stale(const FirstCompletions& first) const;
   void join(FlowId flow);
   void leave(FlowId flow);
   void settle();
   void collect(LinkId seed);
   void share();
-  void fix(FlowId flow, double rate_bytes_per_s);
-  void end_round(double rate_bytes_per_s);
+  void fix(FlowId flow, double rate_bytes_per_s, LinkId bottleneck);
+  void end_round(double level);
+  void settle_account(Flow& flow);
   void complete_due(std::vector<Completion>& done);
 
   IdVector<LinkId, SharedLink> links_;

@@ -10,48 +10,37 @@
 //   the default, crosstraffic:1, us   48.175  209.7  614.931157896  1423.4  3036.1 6261.551870211
 // Cross traffic: a flow also takes 5 % of its rate on the links of the way back.
 
+#include <array>
 #include <cstddef>
-#include <vector>
 
 #include "sim/flows.hpp"
 
 namespace orrery::test {
 
-/// Says how often a flow occurs on its way and on the way back: {1, 0} without cross traffic; with
-/// it, as whole numbers, {20, 1} over links of 20 times the capacity.
-struct CrossTraffic {
-  std::size_t forward = 1;
-  std::size_t backward = 0;
-};
-inline constexpr CrossTraffic kNoCrossTraffic{1, 0};
-inline constexpr CrossTraffic kFivePercentBack{20, 1};
+/// What a flow takes of its rate on the links of the way back.
+inline constexpr double kNoCrossTraffic = 0;
+inline constexpr double kFivePercentBack = 0.05;
 
-/// All flows started, no time passed. The latency is in the start, not in links that occur often.
-inline FlowNetwork all_to_all(std::size_t nodes, CrossTraffic traffic) {
+/// All flows started, no time passed.
+inline FlowNetwork all_to_all(std::size_t nodes, double back) {
   constexpr std::size_t kGpusPerNode = 8;
   const std::size_t gpus = nodes * kGpusPerNode;
-  const double scale = static_cast<double>(traffic.forward);
-  IdVector<LinkId, Link> links;  // 4 gpu + {NVLink up, down, NIC up, down}
+  IdVector<LinkId, Link> links;  // 4 gpu + {NVLink up, down, NIC up, down}; latencies in the starts
   for (std::size_t gpu = 0; gpu < gpus; ++gpu) {
-    links.insert(links.end(), 2, Link{200e9 * scale, 0});
-    links.insert(links.end(), 2, Link{50e9 * scale, 0});
+    links.insert(links.end(), 2, Link{200e9, 0});
+    links.insert(links.end(), 2, Link{50e9, 0});
   }
   FlowNetwork network(links);
-  std::vector<LinkId> path;
   for (std::size_t a = 0; a < gpus; ++a) {
     for (std::size_t b = 0; b < gpus; ++b) {
       if (a == b) continue;
       const bool inside = a / kGpusPerNode == b / kGpusPerNode;
       const std::size_t up = inside ? 0 : 2;
-      path.clear();
-      for (std::size_t i = 0; i < traffic.forward; ++i) {
-        path.insert(path.end(), {LinkId(4 * a + up), LinkId(4 * b + up + 1)});
-      }
-      for (std::size_t i = 0; i < traffic.backward; ++i) {
-        path.insert(path.end(), {LinkId(4 * b + up), LinkId(4 * a + up + 1)});
-      }
+      const std::array hops{FlowHop{LinkId(4 * a + up), 1}, FlowHop{LinkId(4 * b + up + 1), 1},
+                            FlowHop{LinkId(4 * b + up), back},
+                            FlowHop{LinkId(4 * a + up + 1), back}};
       const double bytes = 1e6 * (1 + 0.1 * static_cast<double>((7 * a + 13 * b) % 5));
-      network.start((inside ? 2 : 4) * kPsPerUs, path, bytes);
+      network.start((inside ? 2 : 4) * kPsPerUs, hops, bytes, 0);
     }
   }
   return network;
