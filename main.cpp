@@ -37,6 +37,7 @@ struct Options {
   std::vector<std::uint32_t> trace_ranks;
   bool all_ranks = false;
   Engine engine = Engine::sweep;
+  std::optional<Network> network;
   bool timing = false;
   bool resolved = false;
   bool fail_above = false;
@@ -72,6 +73,7 @@ int run(const Options& options) {
   }
   const Study study =
       study_step(read_scenario(options.files[0]), {.all_ranks = options.all_ranks,
+                                                   .network = options.network,
                                                    .engine = options.engine,
                                                    .isolated = !options.json.empty()});
   print_notes(options, study.scenario);
@@ -171,11 +173,23 @@ int main_of(int argc, char** argv) {
                    "simulate every rank, not one for each pipeline position");
   };
 
+  const auto network = [&](CLI::App* verb) {
+    verb->add_option_function<std::string>(
+            "--network",
+            [&](const std::string& word) {
+              options.network = word == "flows" ? Network::flows : Network::formula;
+            },
+            "transfers as flows that share links, or each alone by formula (default: flows where "
+            "the cluster has a fabric)")
+        ->check(CLI::IsMember({"formula", "flows"}));
+  };
+
   CLI::App* run_verb = app.add_subcommand("run", "simulate one step of a scenario");
   scenario(run_verb);
   json(run_verb);
   quiet(run_verb);
   all_ranks(run_verb);
+  network(run_verb);
   run_verb->add_option("--trace", options.trace, "write a Chrome/Perfetto trace (.gz: compressed)");
   run_verb
       ->add_option("--trace-ranks", options.trace_ranks,

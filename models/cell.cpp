@@ -264,7 +264,8 @@ ShardTraffic shard_traffic(const LayerShard& shard, const Plan& plan, const Layo
     work.push_back({.shape = {.work = Collective{.kind = kind,
                                                  .bytes = bytes,
                                                  .ranks = ranks,
-                                                 .ranks_per_node = layout.members_per_node(group)},
+                                                 .ranks_per_node = layout.members_per_node(group),
+                                                 .stride = layout.stride(group)},
                               .label = label},
                     .stream = StreamKind::data,
                     .group = group});

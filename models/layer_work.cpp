@@ -160,12 +160,14 @@ class Chain {
   // ---- tensor and context parallelism ----
 
   void collective(CollectiveKind kind, const std::string& label, std::int64_t bytes,
-                  std::int64_t ranks, std::int64_t per_node, GroupKind group) {
+                  const Layout& layout, GroupKind group) {
+    const std::int64_t ranks = layout.group_size(group);
     if (ranks == 1) return;
     work_.push_back({.shape = {.work = Collective{.kind = kind,
                                                   .bytes = bytes,
                                                   .ranks = ranks,
-                                                  .ranks_per_node = per_node},
+                                                  .ranks_per_node = layout.members_per_node(group),
+                                                  .stride = layout.stride(group)},
                                .label = label},
                      .stream = StreamKind::tensor,
                      .group = group});
@@ -174,16 +176,15 @@ class Chain {
   /// Tokens come in whole to every tensor-parallel rank.
   void gather_tokens(const std::string& label, std::int64_t columns, const Layout& layout) {
     if (!plan_.parallelism.sequence_parallel) return;
-    collective(CollectiveKind::all_gather, label, kBf16 * tokens_ * columns, tp_,
-               layout.members_per_node(GroupKind::tensor), GroupKind::tensor);
+    collective(CollectiveKind::all_gather, label, kBf16 * tokens_ * columns, layout,
+               GroupKind::tensor);
   }
 
   /// Partial sums of all tensor-parallel ranks are added up.
   void reduce_tokens(const std::string& label, std::int64_t columns, const Layout& layout) {
     const auto kind = plan_.parallelism.sequence_parallel ? CollectiveKind::reduce_scatter
                                                           : CollectiveKind::all_reduce;
-    collective(kind, label, kBf16 * tokens_ * columns, tp_,
-               layout.members_per_node(GroupKind::tensor), GroupKind::tensor);
+    collective(kind, label, kBf16 * tokens_ * columns, layout, GroupKind::tensor);
   }
 
  private:
@@ -225,8 +226,7 @@ void exchange_keys(Chain& c, const Layout& layout, CollectiveKind kind, const st
   const std::int64_t kv_heads =
       a.mla ? a.heads / p.tp : std::max<std::int64_t>(1, a.kv_heads / p.tp);
   const std::int64_t bytes = kBf16 * c.tokens() * p.cp * kv_heads * (a.d_qk() + a.d_v());
-  c.collective(kind, label, bytes, p.cp, layout.members_per_node(GroupKind::context),
-               GroupKind::context);
+  c.collective(kind, label, bytes, layout, GroupKind::context);
 }
 
 /// Tensor sizes in elements, for one rank.
@@ -602,6 +602,7 @@ class Experts {
     exchange_.experts = moe_.routed_experts;
     exchange_.ep = ep_;
     exchange_.gpus_per_node = gpus_per_node_;
+    exchange_.stride = layout.stride(GroupKind::expert);
     exchange_.node_limit = moe_.group_limit < moe_.groups ? moe_.group_limit : 0;
     // A token arrives once at each GPU that holds one of its experts, and is expanded there.
     received_ = ep_ == 1 ? rank_tokens_

@@ -71,6 +71,10 @@ std::int64_t Layout::group_size(GroupKind kind) const {
   return comb_of(kind, parallelism_).extent;
 }
 
+std::int64_t Layout::stride(GroupKind kind) const {
+  return comb_of(kind, parallelism_).stride;
+}
+
 std::int64_t Layout::group_of(GroupKind kind, std::int64_t slot) const {
   ORRERY_CHECK(0 <= slot && slot < slots_, "slot {} of {}", slot, slots_);
   const Comb comb = comb_of(kind, parallelism_);

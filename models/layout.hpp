@@ -46,6 +46,7 @@ class Layout {
   std::int64_t node(std::int64_t rank) const { return rank / gpus_per_node_; }
 
   std::int64_t group_size(GroupKind kind) const;
+  std::int64_t stride(GroupKind kind) const;  ///< between neighbouring members, in slots
   std::int64_t group_count(GroupKind kind) const { return slots_ / group_size(kind); }
   /// Which group (0 .. group_count-1) a slot belongs to.
   std::int64_t group_of(GroupKind kind, std::int64_t slot) const;

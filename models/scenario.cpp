@@ -663,21 +663,27 @@ bool is_located(const Node& node) {
   return !node.at().file.empty();
 }
 
-/// The scenario's own profile, or else the cluster's.
+/// The file under `key` of the scenario, or else of its cluster, and `path` (the cluster's) as it
+/// then reads; unlocated where neither names one, or none that is there.
+Node read_scenarios_or_clusters(MapReader& reader, const Node& cluster_node, std::string_view key,
+                                std::string& path, const fs::path& directory, Problems& problems) {
+  if (reader.has(key)) {
+    const std::string named = reader.text(key);
+    if (named.empty()) return {};
+    path = resolve(directory, named);
+    return read_named(reader.at(key), key, directory, problems);
+  }
+  if (path.empty()) return {};
+  const Node named = cluster_node.find(key).value_or(cluster_node);
+  if (named.kind() != Node::Kind::scalar) return {};
+  return read_named(named, key, fs::path(cluster_node.at().file).parent_path(), problems);
+}
+
 Profile read_device_profile(MapReader& reader, const Node& cluster_node, Cluster& cluster,
                             const fs::path& directory, Problems& problems) {
-  Node document;
-  if (reader.has("profile")) {
-    const std::string path = reader.text("profile");
-    if (path.empty()) return {};
-    cluster.profile = resolve(directory, path);
-    document = read_named(reader.at("profile"), "profile", directory, problems);
-  } else if (!cluster.profile.empty()) {
-    const Node named = cluster_node.find("profile").value_or(cluster_node);
-    if (named.kind() != Node::Kind::scalar) return {};
-    const fs::path from = fs::path(cluster_node.at().file).parent_path();
-    document = read_named(named, "profile", from, problems);
-  } else if (is_located(cluster_node)) {
+  const Node document = read_scenarios_or_clusters(reader, cluster_node, "profile", cluster.profile,
+                                                   directory, problems);
+  if (!reader.has("profile") && cluster.profile.empty() && is_located(cluster_node)) {
     problems.add(reader.node(),
                  fmt::format("no profile: neither the scenario nor its cluster names one"),
                  "add profile: profiles/NAME.yaml");
@@ -686,6 +692,34 @@ Profile read_device_profile(MapReader& reader, const Node& cluster_node, Cluster
   Profile profile = read_profile(document, problems);
   profile.file = cluster.profile;
   return profile;
+}
+
+/// Null where none is named, or it has problems. Its nodes must be the cluster's.
+std::shared_ptr<const Fabric> read_clusters_fabric(MapReader& reader, const Node& cluster_node,
+                                                   bool cluster_ok, Cluster& cluster,
+                                                   const fs::path& directory, Problems& problems) {
+  const Node document = read_scenarios_or_clusters(reader, cluster_node, "fabric", cluster.fabric,
+                                                   directory, problems);
+  if (!is_located(document)) return nullptr;
+  std::optional<Fabric> fabric = read_fabric(document, problems);
+  if (!fabric || !cluster_ok) return nullptr;
+  const Node named = reader.has("fabric") ? reader.at("fabric")
+                                          : cluster_node.find("fabric").value_or(cluster_node);
+  const auto nodes = static_cast<std::int64_t>(fabric->nodes());
+  if (nodes < cluster.nodes) {
+    problems.add(named, fmt::format("fabric '{}' has {} nodes, cluster '{}' {}", fabric->name(),
+                                    nodes, cluster.name, cluster.nodes));
+    return nullptr;
+  }
+  for (std::size_t n = 0; n < static_cast<std::size_t>(cluster.nodes); ++n) {
+    const auto gpus = static_cast<std::int64_t>(fabric->gpus_of_node(n));
+    if (gpus == cluster.gpus_per_node) continue;
+    problems.add(named,
+                 fmt::format("fabric '{}' has {} GPUs in node {}, cluster '{}' has {} a node",
+                             fabric->name(), gpus, n, cluster.name, cluster.gpus_per_node));
+    return nullptr;
+  }
+  return std::make_shared<const Fabric>(*std::move(fabric));
 }
 
 Scenario read(const Node& root, const std::string& file, const fs::path& directory,
@@ -715,6 +749,8 @@ Scenario read(const Node& root, const std::string& file, const fs::path& directo
   before = problems.size();
   scenario.profile = read_device_profile(reader, cluster, scenario.cluster, directory, problems);
   const bool device_ok = problems.size() == before && !scenario.profile.file.empty();
+  scenario.fabric =
+      read_clusters_fabric(reader, cluster, cluster_ok, scenario.cluster, directory, problems);
 
   scenario.plan =
       PlanReader(reader.require("plan"), model_ok ? &scenario.model : nullptr,
@@ -828,6 +864,17 @@ std::string cluster_yaml(const Cluster& cluster, const std::string& scenario_fil
   }
   out += fmt::format("nvls: {}\n", cluster.nvls);
   out += collectives_yaml(cluster.collectives, cluster.collectives.nic_tree_hop_s > 0);
+  if (!cluster.fabric.empty()) {
+    out += fmt::format("fabric: {}\n", in_quotes(relative_path(cluster.fabric, scenario_file)));
+  }
+  if (cluster.load_balancing == LoadBalancing::ecmp) {
+    out += fmt::format("load_balancing: ecmp\necmp_flows: {}\n", cluster.ecmp_flows);
+  }
+  const Lanes& lanes = cluster.lanes;
+  if (lanes != Lanes{}) {
+    out += fmt::format("lanes: {{expert: {}, tensor: {}, pipeline: {}, data: {}}}\n", lanes.expert,
+                       lanes.tensor, lanes.pipeline, lanes.data);
+  }
   return out +
          fmt::format("profile: {}\n", in_quotes(relative_path(cluster.profile, scenario_file)));
 }

@@ -2,7 +2,7 @@
 // A Scenario is everything a simulation needs, read from a file that names a model, a cluster and a
 // plan (each inline or a path relative to the file):
 //
-//   name, seed (0), model, cluster, profile (the cluster's) and
+//   name, seed (0), model, cluster, profile and fabric (the cluster's) and
 //   plan:
 //     layout: {tp, cp, pp, ep, expert_tp (1), dp (what the cluster leaves), zero (1),
 //              sequence_parallel (true)}
@@ -20,6 +20,7 @@
 //     expert_imbalance: rows on the busiest GPU of an expert-parallel group over the mean (1)
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -27,6 +28,7 @@
 #include "models/plan.hpp"
 #include "sim/cluster.hpp"
 #include "sim/config.hpp"
+#include "sim/fabric.hpp"
 #include "sim/profile.hpp"
 
 namespace orrery {
@@ -37,6 +39,7 @@ struct Scenario {
   Model model;
   Cluster cluster;
   Profile profile;
+  std::shared_ptr<const Fabric> fabric;  ///< null where the cluster names none; large, so shared
   Plan plan;
   std::uint64_t seed = 0;
   std::vector<std::string> notes;  ///< of readers: what was assumed or ignored

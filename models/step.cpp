@@ -398,7 +398,8 @@ class StepBuilder {
         builder_.intern({.work = Collective{.kind = kind,
                                             .bytes = bytes,
                                             .ranks = ranks,
-                                            .ranks_per_node = layout_.members_per_node(group)},
+                                            .ranks_per_node = layout_.members_per_node(group),
+                                            .stride = layout_.stride(group)},
                          .label = label,
                          .sms = 0});
     for (const auto& members : groups(group).members) {

@@ -47,6 +47,18 @@ CollectiveRates read_collectives(const Node& node, bool nvls, bool several_nodes
   return rates;
 }
 
+Lanes read_lanes(const Node& node, Problems& problems) {
+  MapReader map(node, problems, "lanes");
+  Lanes lanes;
+  constexpr std::int64_t kMost = 1000;
+  lanes.expert = map.integer_or("expert", 1, 1, kMost);
+  lanes.tensor = map.integer_or("tensor", 1, 1, kMost);
+  lanes.pipeline = map.integer_or("pipeline", 1, 1, kMost);
+  lanes.data = map.integer_or("data", 1, 1, kMost);
+  map.finish();
+  return lanes;
+}
+
 }  // namespace
 
 Cluster read_cluster(const Node& node, Problems& problems) {
@@ -74,11 +86,19 @@ Cluster read_cluster(const Node& node, Problems& problems) {
   cluster.collectives =
       read_collectives(map.require("collectives"), cluster.nvls, several_nodes, problems);
 
-  const std::string profile = map.text("profile");
-  if (!profile.empty()) {
-    const auto folder = std::filesystem::path(node.at().file).parent_path();
-    cluster.profile = (folder / profile).lexically_normal().string();
+  const auto folder = std::filesystem::path(node.at().file).parent_path();
+  const auto resolved = [&](const std::string& path) {
+    return path.empty() ? path : (folder / path).lexically_normal().string();
+  };
+  cluster.profile = resolved(map.text("profile"));
+  cluster.fabric = resolved(map.text_or("fabric", ""));
+  cluster.load_balancing =
+      map.choice_or("load_balancing", LoadBalancing::spray,
+                    {{"spray", LoadBalancing::spray}, {"ecmp", LoadBalancing::ecmp}});
+  if (cluster.load_balancing == LoadBalancing::ecmp) {
+    cluster.ecmp_flows = map.integer_or("ecmp_flows", 1, 1, 64);
   }
+  if (map.has("lanes")) cluster.lanes = read_lanes(map.at("lanes"), problems);
   map.finish();
   return cluster;
 }

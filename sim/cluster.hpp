@@ -1,6 +1,6 @@
 #pragma once
 // The machines: nodes of GPUs with NVLink inside and a NIC per GPU outside, as far as the formulas
-// for collectives need it. The fabric as a graph is a later concern of this file's neighbours.
+// for collectives need it. The fabric as a graph is sim/fabric.hpp.
 
 #include <cstdint>
 #include <string>
@@ -38,6 +38,22 @@ struct CollectiveRates {
   friend bool operator==(const CollectiveRates&, const CollectiveRates&) = default;
 };
 
+/// How switches choose among equally short ways: every packet anew (adaptive routing), or by a hash
+/// of source, destination and queue pair (ECMP).
+enum class LoadBalancing : std::uint8_t { spray, ecmp };
+
+/// Weights of the virtual lanes where ops of different kinds share a link: with 2 and 1 the first
+/// gets two thirds of what the others leave. The V3 report keeps expert traffic apart from the rest
+/// in a lane of its own (arXiv 2505.09343 section 5.2); its weights are not published.
+struct Lanes {
+  std::int64_t expert = 1;    ///< dispatch and combine
+  std::int64_t tensor = 1;    ///< tensor- and context-parallel collectives
+  std::int64_t pipeline = 1;  ///< sends between stages
+  std::int64_t data = 1;      ///< gradients and parameters
+
+  friend bool operator==(const Lanes&, const Lanes&) = default;
+};
+
 struct Cluster {
   std::string name;
   std::int64_t nodes = 1;
@@ -49,8 +65,19 @@ struct Cluster {
   bool nvls = false;                   ///< NVSwitch reduces in the network (NVLink SHARP)
   CollectiveRates collectives;
   std::string profile;  ///< path of the device profile, resolved against the cluster file
+  std::string fabric;   ///< path of the fabric, likewise; empty: formulas only
+  LoadBalancing load_balancing = LoadBalancing::spray;
+  std::int64_t ecmp_flows = 1;  ///< queue pairs that a transfer is hashed as
+  Lanes lanes;
 
   std::int64_t gpus() const { return nodes * gpus_per_node; }
+  /// What links achieve of their nominal rate, headers and protocol taken off.
+  double nvlink_efficiency() const {
+    return nvlink.bandwidth_bytes_per_s / nvlink_peak_bytes_per_s;
+  }
+  double nic_efficiency() const {
+    return nic_peak_bytes_per_s > 0 ? nic.bandwidth_bytes_per_s / nic_peak_bytes_per_s : 1;
+  }
 
   friend bool operator==(const Cluster&, const Cluster&) = default;
 };

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <limits>
+#include <optional>
 #include <queue>
 #include <vector>
 
@@ -12,21 +13,71 @@ namespace {
 
 constexpr std::uint32_t kNone = std::numeric_limits<std::uint32_t>::max();
 
-/// What happens at one instant happens in this order: an end frees what a start takes.
-enum class EventPhase : std::uint32_t { end };
-
-struct Event {
+struct End {
   Picoseconds time_ps = 0;
-  EventPhase phase{};
   OpId op;
 };
 
 struct Later {
-  bool operator()(const Event& a, const Event& b) const {
+  bool operator()(const End& a, const End& b) const {
     if (a.time_ps != b.time_ps) return a.time_ps > b.time_ps;
-    if (a.phase != b.phase) return a.phase > b.phase;
     return a.op > b.op;
   }
+};
+
+/// The ops that end when their flow does.
+class Flows {
+ public:
+  Flows(const Program& program, const Traffic* traffic,
+        const IdVector<ShapeId, Picoseconds>& duration_ps)
+      : program_(program),
+        traffic_(traffic),
+        network_(traffic == nullptr ? IdVector<LinkId, Link>{}
+                                    : IdVector<LinkId, Link>(traffic->links.size(), Link{1, 0})) {
+    if (traffic == nullptr) return;
+    flows_.resize(traffic->patterns());
+    std::vector<char> known(flows_.size(), 0);
+    for (const auto& [op, pattern] : traffic->ops) {
+      if (known[pattern.value] != 0) continue;
+      known[pattern.value] = 1;
+      flows_[pattern] = traffic->flow_of(pattern, duration_ps[program.shape(op)]);
+    }
+  }
+
+  /// Whether the network will say when this op ends.
+  bool start(Picoseconds now, OpId op, Picoseconds price_ps) {
+    if (traffic_ == nullptr || program_.kind(op) == OpKind::compute) return false;
+    const PatternId pattern = traffic_->pattern_of(op);
+    if (pattern == kNoPattern) return false;
+    const Traffic::Flow& flow = flows_[pattern];
+    if (flow.limit == 0) return false;
+    network_.start(now, flow.hops, flow.limit * seconds(price_ps), flow.limit,
+                   traffic_->weights[pattern]);
+    op_of_.push_back(op);
+    return true;
+  }
+
+  std::optional<Picoseconds> next_ps() { return network_.next_event_ps(); }
+  /// Appends the ops whose flows end up to `now`.
+  void advance(Picoseconds now, std::vector<OpId>& ended) {
+    for (const Completion& c : network_.advance_to(now)) ended.push_back(op_of_[c.flow]);
+  }
+
+  IdVector<LinkId, double> held_back_s() const {
+    IdVector<LinkId, double> held;
+    if (traffic_ == nullptr) return held;
+    for (LinkId link; link.value < traffic_->links.size(); ++link) {
+      held.push_back(network_.held_back_s(link));
+    }
+    return held;
+  }
+
+ private:
+  const Program& program_;
+  const Traffic* traffic_;
+  FlowNetwork network_;
+  IdVector<PatternId, Traffic::Flow> flows_;
+  IdVector<FlowId, OpId> op_of_;
 };
 
 /// Who is told when an op ends: explicit successors as CSR rows, and per place of an op on a stream
@@ -69,7 +120,7 @@ Waiters find_waiters(const Program& program) {
 
 }  // namespace
 
-Timeline simulate(const Program& program, const PriceList& prices) {
+Timeline simulate(const Program& program, const PriceList& prices, const Traffic* traffic) {
   const IdVector<ShapeId, Picoseconds> duration_ps = durations(program, prices);
   const Waiters waiters = find_waiters(program);
   const std::size_t n = program.size();
@@ -99,22 +150,28 @@ Timeline simulate(const Program& program, const PriceList& prices) {
     if (--waits_for[op] == 0) ready.push_back(op);
   };
 
-  std::priority_queue<Event, std::vector<Event>, Later> events;
   Picoseconds now = 0;
+  Flows flows(program, traffic, duration_ps);
+  std::priority_queue<End, std::vector<End>, Later> ends;
+  std::vector<OpId> ended;
   while (true) {
     // All that became ready at this instant starts, in the order of ids.
     std::sort(ready.begin(), ready.end());
     for (const OpId op : ready) {
       timeline.start_ps[op] = now;
-      events.push({now + duration_ps[program.shape(op)], EventPhase::end, op});
+      const Picoseconds price_ps = duration_ps[program.shape(op)];
+      if (!flows.start(now, op, price_ps)) ends.push({now + price_ps, op});
     }
     ready.clear();
-    if (events.empty()) break;
 
-    now = events.top().time_ps;
-    while (!events.empty() && events.top().time_ps == now) {
-      const OpId op = events.top().op;
-      events.pop();
+    const std::optional<Picoseconds> next_flow = flows.next_ps();
+    if (ends.empty() && !next_flow) break;
+    now = ends.empty() ? *next_flow : ends.top().time_ps;
+    if (next_flow) now = std::min(now, *next_flow);
+    ended.clear();
+    if (next_flow && *next_flow == now) flows.advance(now, ended);
+    for (; !ends.empty() && ends.top().time_ps == now; ends.pop()) ended.push_back(ends.top().op);
+    for (const OpId op : ended) {
       ++timeline.events;
       timeline.end_ps[op] = now;
       for (std::uint32_t e = waiters.successor_begin[op.value];
@@ -128,6 +185,7 @@ Timeline simulate(const Program& program, const PriceList& prices) {
       }
     }
   }
+  timeline.held_back_s = flows.held_back_s();
   ORRERY_CHECK(timeline.events == n, "{} of {} ops ran", timeline.events, n);
   return timeline;
 }

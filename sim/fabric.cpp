@@ -14,6 +14,23 @@
 #include "sim/check.hpp"
 
 namespace orrery {
+
+std::string_view name_of(LinkTier tier) {
+  switch (tier) {
+    case LinkTier::nvlink:
+      return "NVLink";
+    case LinkTier::pcie:
+      return "PCIe";
+    case LinkTier::nic:
+      return "NIC";
+    case LinkTier::leaf_spine:
+      return "leaf-spine";
+    case LinkTier::spine_core:
+      return "spine-core";
+  }
+  return "?";
+}
+
 namespace {
 
 constexpr std::uint32_t kUnreached = std::numeric_limits<std::uint32_t>::max();

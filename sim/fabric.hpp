@@ -18,6 +18,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -33,6 +34,8 @@ using GpuId = Id<struct GpuTag>;        ///< node by node
 
 enum class VertexKind : std::uint8_t { leaf, spine, core, nvswitch, nic, gpu };
 enum class LinkTier : std::uint8_t { nvlink, pcie, nic, leaf_spine, spine_core };
+inline constexpr int kLinkTiers = 5;
+std::string_view name_of(LinkTier tier);
 
 /// How traffic reaches another rail of another node: over NVLink to the GPU of that rail in the
 /// sender's node (NCCL's PXN), else across the switches; or always across the switches.
@@ -85,6 +88,8 @@ class Fabric {
   const IdVector<LinkId, FabricLink>& links() const { return graph_.links; }
   std::size_t gpus() const { return hosts_.size(); }
   VertexId vertex(GpuId gpu) const { return hosts_[gpu].gpu; }
+  std::size_t nodes() const { return nodes_.size(); }
+  std::size_t gpus_of_node(std::size_t node) const { return nodes_[node].size(); }
   FabricCounts counts() const;               ///< failed links count too: they are there
   std::string link_name(LinkId link) const;  ///< "node0/nic1 -> leaf3"
 

@@ -159,6 +159,7 @@ Correction correction(const ExpertExchange& e, int sms, const ExchangeMachine& m
   const double off = std::max(distance(*below, e, sms), distance(*above, e, sms));
   ExpertExchange same = e;
   same.new_layout = below->shape.new_layout;
+  same.stride = below->shape.stride;
   result.exact = below == above && below->shape == same && below->sms == sms;
   result.between = result.between && off <= 1.5;
   return result;
@@ -177,6 +178,15 @@ struct Group {
   double nodes = 1;
 };
 
+Group group_of(const Collective& collective) {
+  ORRERY_CHECK(collective.ranks_per_node >= 1, "ranks_per_node {}", collective.ranks_per_node);
+  Group group;
+  group.ranks = static_cast<double>(collective.ranks);
+  group.per_node = static_cast<double>(std::min(collective.ranks, collective.ranks_per_node));
+  group.nodes = std::ceil(group.ranks / group.per_node);
+  return group;
+}
+
 double ring_bytes(double bytes, double ranks) {
   return bytes * (ranks - 1) / ranks;
 }
@@ -188,17 +198,29 @@ double ring_rate(const Group& g, const Cluster& c) {
   return g.per_node > 1 ? std::min(c.nvlink.bandwidth_bytes_per_s, nics) : nics;
 }
 
-/// All-reduce inside a node without its latency: ring, or reduction in the switch, whichever is
-/// faster. NVLS moves S up and S/n down, then S/n up and S down (NCCL maintainer, nccl issue 1083),
-/// which is S (1 + 1/n) per direction; NCCL uses it above 4 GPUs.
-double node_all_reduce_s(double bytes, double ranks, const Cluster& c) {
+double nvls_all_reduce_s(double bytes, double ranks, const Cluster& c) {
   const CollectiveRates& r = c.collectives;
-  const double ring = pipelined_s(2 * ring_bytes(bytes, ranks), r.nvlink_pipeline_bytes,
-                                  c.nvlink.bandwidth_bytes_per_s);
-  if (!c.nvls || ranks <= 4) return ring;
-  const double nvls = pipelined_s(bytes * (1 + 1 / ranks), r.nvlink_pipeline_bytes * r.nvls_share,
-                                  c.nvlink.bandwidth_bytes_per_s * r.nvls_share);
-  return std::min(ring, nvls);
+  return pipelined_s(bytes * (1 + 1 / ranks), r.nvlink_pipeline_bytes * r.nvls_share,
+                     c.nvlink.bandwidth_bytes_per_s * r.nvls_share);
+}
+
+double chain_all_reduce_s(double bytes, double ranks, const Cluster& c) {
+  return pipelined_s(2 * ring_bytes(bytes, ranks), c.collectives.nvlink_pipeline_bytes,
+                     c.nvlink.bandwidth_bytes_per_s);
+}
+
+/// NVLS moves S up and S/n down, then S/n up and S down (NCCL maintainer, nccl issue 1083), which
+/// is S (1 + 1/n) per direction; NCCL uses it above 4 GPUs.
+bool switch_reduces(double bytes, double ranks, const Cluster& c) {
+  return c.nvls && ranks > 4 &&
+         nvls_all_reduce_s(bytes, ranks, c) < chain_all_reduce_s(bytes, ranks, c);
+}
+
+/// All-reduce inside a node without its latency: ring, or reduction in the switch, whichever is
+/// faster.
+double node_all_reduce_s(double bytes, double ranks, const Cluster& c) {
+  return switch_reduces(bytes, ranks, c) ? nvls_all_reduce_s(bytes, ranks, c)
+                                         : chain_all_reduce_s(bytes, ranks, c);
 }
 
 double one_node_s(CollectiveKind kind, double bytes, double ranks, const Cluster& c) {
@@ -220,14 +242,23 @@ double one_node_s(CollectiveKind kind, double bytes, double ranks, const Cluster
   return 0;
 }
 
-/// NCCL's double binary tree over nodes, a chain (or NVLS) inside each: per direction a node passes
-/// S with two nodes and 2 S with more, over all its members' NICs.
+/// What a member's NIC sends for the double binary tree over nodes: a node passes S with two nodes
+/// and 2 S with more.
+double tree_nic_bytes(double bytes, const Group& g) {
+  return (g.nodes <= 2 ? 1 : 2) * bytes / g.per_node;
+}
+
+double ring_all_reduce_s(double bytes, const Group& g, const Cluster& c) {
+  return 2 * ((g.ranks - 1) * c.collectives.nic_ring_hop_s +
+              ring_bytes(bytes, g.ranks) / ring_rate(g, c));
+}
+
+/// NCCL's double binary tree over nodes, a chain (or NVLS) inside each, over all members' NICs.
 double tree_all_reduce_s(double bytes, const Group& g, const Cluster& c) {
   const CollectiveRates& r = c.collectives;
   const double levels = std::log2(g.nodes);
-  const double nic_bytes = (g.nodes <= 2 ? 1 : 2) * bytes / g.per_node;
-  const double nic_s =
-      pipelined_s(nic_bytes, r.nic_pipeline_bytes * levels, c.nic.bandwidth_bytes_per_s);
+  const double nic_s = pipelined_s(tree_nic_bytes(bytes, g), r.nic_pipeline_bytes * levels,
+                                   c.nic.bandwidth_bytes_per_s);
   const double node_s = g.per_node > 1 ? node_all_reduce_s(bytes, g.per_node, c) : 0;
   return 2 * (g.per_node - 1) * r.nvlink_hop_s + 2 * std::ceil(levels) * r.nic_tree_hop_s +
          std::max(nic_s, node_s);
@@ -237,11 +268,8 @@ double many_nodes_s(CollectiveKind kind, double bytes, const Group& g, const Clu
   const CollectiveRates& r = c.collectives;
   const double steps = g.ranks - 1;
   switch (kind) {
-    case CollectiveKind::all_reduce: {
-      const double ring =
-          2 * (steps * r.nic_ring_hop_s + ring_bytes(bytes, g.ranks) / ring_rate(g, c));
-      return std::min(ring, tree_all_reduce_s(bytes, g, c));
-    }
+    case CollectiveKind::all_reduce:
+      return std::min(ring_all_reduce_s(bytes, g, c), tree_all_reduce_s(bytes, g, c));
     case CollectiveKind::all_gather:
     case CollectiveKind::reduce_scatter:
       // In step with one another, the members wait in every step for the one behind a NIC.
@@ -319,13 +347,9 @@ Price price_collective(const Collective& collective, const Cluster& cluster) {
   if (collective.ranks <= 1 || collective.bytes == 0) {
     return {.source = PriceSource::derived, .note = "one rank or no bytes"};
   }
-  ORRERY_CHECK(collective.ranks_per_node >= 1, "ranks_per_node {}", collective.ranks_per_node);
   const CollectiveRates& rates = cluster.collectives;
   const auto bytes = static_cast<double>(collective.bytes);
-  Group group;
-  group.ranks = static_cast<double>(collective.ranks);
-  group.per_node = static_cast<double>(std::min(collective.ranks, collective.ranks_per_node));
-  group.nodes = std::ceil(group.ranks / group.per_node);
+  const Group group = group_of(collective);
 
   constexpr double kLargestBytes = 16.0 * (1LL << 30);  // of the published all-reduces
   Price price;
@@ -364,6 +388,62 @@ Price price_send(const Send& send, const Cluster& cluster) {
   price.spread = send.same_node ? rates.spread : rates.nic_spread;
   price.note = send.same_node ? "NVLink rate and latency" : "one NIC, rate and latency";
   return price;
+}
+
+Communication communication_of(const ExpertExchange& exchange) {
+  const auto pattern =
+      exchange.combine ? CommunicationPattern::combine : CommunicationPattern::dispatch;
+  if (exchange.ep <= 1 || exchange.tokens == 0) return {.pattern = pattern};
+  const ExchangeBytes bytes = bytes_of_exchange(exchange);
+  return {.pattern = pattern, .near_bytes = bytes.nvlink, .far_bytes = bytes.nic};
+}
+
+Communication communication_of(const Collective& collective, const Cluster& cluster) {
+  const Group g = group_of(collective);
+  const auto bytes = static_cast<double>(collective.bytes);
+  const bool alone = g.nodes == 1;
+  const double others = (g.per_node - 1) / g.per_node;
+  // Every ring passes through all members of a node, and goes out over the NIC of one of them.
+  const auto on_rings = [&](double moved) {
+    return Communication{.pattern = CommunicationPattern::ring,
+                         .near_bytes = alone ? moved : moved * others,
+                         .far_bytes = alone ? 0 : moved / g.per_node};
+  };
+  switch (collective.kind) {
+    case CollectiveKind::all_reduce: {
+      const bool tree =
+          !alone && tree_all_reduce_s(bytes, g, cluster) < ring_all_reduce_s(bytes, g, cluster);
+      if (!alone && !tree) return on_rings(2 * ring_bytes(bytes, g.ranks));
+      const double members = alone ? g.ranks : g.per_node;
+      Communication c{.pattern = CommunicationPattern::ring};
+      if (members > 1) {
+        c.near_bytes = switch_reduces(bytes, members, cluster) ? bytes * (1 + 1 / members)
+                                                               : 2 * ring_bytes(bytes, members);
+      }
+      if (tree) {
+        c.pattern = CommunicationPattern::tree;
+        c.far_bytes = tree_nic_bytes(bytes, g);
+      }
+      return c;
+    }
+    case CollectiveKind::all_gather:
+    case CollectiveKind::reduce_scatter:
+      return on_rings(ring_bytes(bytes, g.ranks));
+    case CollectiveKind::broadcast:
+      return on_rings(bytes);
+    case CollectiveKind::all_to_all:
+      return {.pattern = CommunicationPattern::all_to_all,
+              .near_bytes = bytes * (g.per_node - 1) / g.ranks,
+              .far_bytes = bytes * (g.ranks - g.per_node) / g.ranks};
+  }
+  return {};
+}
+
+Communication communication_of(const Send& send) {
+  const auto bytes = static_cast<double>(send.bytes);
+  return {.pattern = CommunicationPattern::send,
+          .near_bytes = send.same_node ? bytes : 0,
+          .far_bytes = send.same_node ? 0 : bytes};
 }
 
 }  // namespace orrery

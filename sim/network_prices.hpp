@@ -2,6 +2,7 @@
 // Prices of communication by formulas: one collective alone on an idle network.
 
 #include "sim/price.hpp"
+#include "sim/transfers.hpp"
 
 namespace orrery {
 
@@ -18,5 +19,16 @@ Price price_collective(const Collective& collective, const Cluster& cluster);
 
 /// One message on NVLink or on one NIC.
 Price price_send(const Send& send, const Cluster& cluster);
+
+/// What the formulas above move: by which pattern, and how many bytes the GPU that sends most sends
+/// over NVLink inside its node and through its NIC to other nodes.
+struct Communication {
+  CommunicationPattern pattern{};
+  double near_bytes = 0;
+  double far_bytes = 0;
+};
+Communication communication_of(const ExpertExchange& exchange);
+Communication communication_of(const Collective& collective, const Cluster& cluster);
+Communication communication_of(const Send& send);
 
 }  // namespace orrery

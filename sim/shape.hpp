@@ -102,6 +102,7 @@ struct ExpertExchange {
   std::int64_t ep = 1;             ///< GPUs in the group
   std::int64_t gpus_per_node = 1;  ///< of this group
   std::int64_t node_limit = 0;     ///< 0: no limit
+  std::int64_t stride = 1;         ///< ranks from one member to the next
   friend auto operator<=>(const ExpertExchange&, const ExpertExchange&) = default;
 };
 
@@ -114,6 +115,7 @@ struct Collective {
   std::int64_t bytes = 0;
   std::int64_t ranks = 1;
   std::int64_t ranks_per_node = 1;  ///< members that share a node
+  std::int64_t stride = 1;          ///< ranks from one member of a pipeline position to the next
   friend auto operator<=>(const Collective&, const Collective&) = default;
 };
 

@@ -7,6 +7,7 @@
 #include "sim/ids.hpp"
 #include "sim/price.hpp"
 #include "sim/program.hpp"
+#include "sim/traffic.hpp"
 #include "sim/units.hpp"
 
 namespace orrery {
@@ -15,6 +16,8 @@ struct Timeline {
   IdVector<OpId, Picoseconds> start_ps;
   IdVector<OpId, Picoseconds> end_ps;
   std::uint64_t events = 0;  ///< events handled (engine) or ops visited (sweep)
+  /// With flows: by how long each link of the Traffic held ops back (FlowNetwork::held_back_s).
+  IdVector<LinkId, double> held_back_s;
 
   Picoseconds makespan_ps() const;
   /// 64-bit hash of all starts and ends in op order: equal results, equal fingerprints.
@@ -28,8 +31,10 @@ IdVector<ShapeId, Picoseconds> durations(const Program& program, const PriceList
 /// streams.
 Timeline sweep(const Program& program, const PriceList& prices);
 
-/// Discrete-event engine: events ordered by (time, phase, op id). Equals sweep() bit for bit
-/// without contention; it is what contention models plug into.
-Timeline simulate(const Program& program, const PriceList& prices);
+/// Discrete-event engine: ends of ops, ordered by (time, op id). With `traffic`, ops that put
+/// something on shared links end when their flow does, not before their price has passed. Without, or
+/// where nothing ever shares a link, it equals sweep() bit for bit.
+Timeline simulate(const Program& program, const PriceList& prices,
+                  const Traffic* traffic = nullptr);
 
 }  // namespace orrery

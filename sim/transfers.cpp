@@ -1,0 +1,144 @@
+#include "sim/transfers.hpp"
+
+#include <algorithm>
+#include <map>
+
+#include "sim/check.hpp"
+
+namespace orrery {
+namespace {
+
+using Nodes = std::span<const std::vector<GpuId>>;
+
+std::size_t largest(Nodes nodes) {
+  std::size_t most = 0;
+  for (const auto& node : nodes) most = std::max(most, node.size());
+  return most;
+}
+
+GpuId on_rail(const std::vector<GpuId>& node, std::size_t rail) {
+  return node[std::min(rail, node.size() - 1)];
+}
+
+/// From node a to node b, on all rails side by side.
+void across(std::vector<Transfer>& far, Nodes nodes, std::size_t a, std::size_t b) {
+  for (std::size_t rail = 0; rail < largest(nodes); ++rail) {
+    far.push_back({on_rail(nodes[a], rail), on_rail(nodes[b], rail), 1});
+  }
+}
+
+void ring_inside(std::vector<Transfer>& near, Nodes nodes) {
+  for (const auto& node : nodes) {
+    if (node.size() < 2) continue;
+    for (std::size_t i = 0; i < node.size(); ++i) {
+      near.push_back({node[i], node[(i + 1) % node.size()], 1});
+    }
+  }
+}
+
+void everyone_inside(std::vector<Transfer>& near, Nodes nodes) {
+  for (const auto& node : nodes) {
+    for (const GpuId from : node) {
+      for (const GpuId to : node) {
+        if (from != to) near.push_back({from, to, 1});
+      }
+    }
+  }
+}
+
+/// Node i of the one tree is node n - 1 - i of the other, so that who is inside in one is a leaf of
+/// the other (with an even number of nodes).
+void double_tree(std::vector<Transfer>& far, Nodes nodes) {
+  const std::size_t n = nodes.size();
+  for (std::size_t child = 1; child < n; ++child) {
+    const std::size_t parent = (child - 1) / 2;
+    across(far, nodes, child, parent);
+    across(far, nodes, parent, child);
+    across(far, nodes, n - 1 - child, n - 1 - parent);
+    across(far, nodes, n - 1 - parent, n - 1 - child);
+  }
+}
+
+void normalise(std::vector<Transfer>& transfers) {
+  std::map<GpuId, double> sent;
+  double most = 0;
+  for (const Transfer& t : transfers) most = std::max(most, sent[t.from] += t.bytes);
+  for (Transfer& t : transfers) t.bytes /= most;
+}
+
+}  // namespace
+
+std::string_view name_of(CommunicationPattern pattern) {
+  switch (pattern) {
+    case CommunicationPattern::ring:
+      return "ring";
+    case CommunicationPattern::tree:
+      return "tree";
+    case CommunicationPattern::all_to_all:
+      return "all_to_all";
+    case CommunicationPattern::dispatch:
+      return "dispatch";
+    case CommunicationPattern::combine:
+      return "combine";
+    case CommunicationPattern::send:
+      return "send";
+  }
+  return "?";
+}
+
+UnitTransfers unit_transfers(CommunicationPattern pattern, Nodes nodes) {
+  for (const auto& node : nodes) ORRERY_CHECK(!node.empty(), "a node without members");
+  UnitTransfers unit;
+  switch (pattern) {
+    case CommunicationPattern::ring:
+      ring_inside(unit.near, nodes);
+      for (std::size_t n = 0; nodes.size() > 1 && n < nodes.size(); ++n) {
+        across(unit.far, nodes, n, (n + 1) % nodes.size());
+      }
+      break;
+    case CommunicationPattern::tree:
+      ring_inside(unit.near, nodes);
+      double_tree(unit.far, nodes);
+      break;
+    case CommunicationPattern::all_to_all:
+      everyone_inside(unit.near, nodes);
+      for (std::size_t a = 0; a < nodes.size(); ++a) {
+        for (std::size_t b = 0; b < nodes.size(); ++b) {
+          if (a == b) continue;
+          for (const GpuId from : nodes[a]) {
+            for (const GpuId to : nodes[b]) unit.far.push_back({from, to, 1});
+          }
+        }
+      }
+      break;
+    case CommunicationPattern::dispatch:
+    case CommunicationPattern::combine:
+      everyone_inside(unit.near, nodes);
+      for (std::size_t a = 0; a < nodes.size(); ++a) {
+        for (std::size_t b = 0; b < nodes.size(); ++b) {
+          if (a != b) across(unit.far, nodes, a, b);
+        }
+      }
+      if (pattern == CommunicationPattern::combine) {
+        for (Transfer& t : unit.near) std::swap(t.from, t.to);
+        for (Transfer& t : unit.far) std::swap(t.from, t.to);
+      }
+      break;
+    case CommunicationPattern::send: {
+      const bool near = nodes.size() == 1;
+      ORRERY_CHECK(near ? nodes[0].size() == 2 : nodes.size() == 2, "a send among {} nodes",
+                   nodes.size());
+      if (near) {
+        unit.near.push_back({nodes[0][0], nodes[0][1], 1});
+      } else {
+        unit.far.push_back({nodes[0][0], nodes[1][0], 1});
+      }
+      break;
+    }
+  }
+  normalise(unit.near);
+  normalise(unit.far);
+  return unit;
+}
+
+}  // namespace orrery
