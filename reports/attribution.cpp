@@ -70,6 +70,24 @@ std::vector<Interval> unite_streams(const BusyTimes& busy, RankId rank, int firs
   return united;
 }
 
+/// The streams whose work is exposed by this cause, as [first, last).
+std::pair<int, int> streams_of(Exposed cause) {
+  const auto range = [](StreamKind first, StreamKind last) {
+    return std::pair(static_cast<int>(first), static_cast<int>(last) + 1);
+  };
+  switch (cause) {
+    case Exposed::expert:
+      return range(StreamKind::expert_exchange, StreamKind::expert_exchange);
+    case Exposed::tensor:
+      return range(StreamKind::tensor, StreamKind::tensor);
+    case Exposed::data:
+      return range(StreamKind::data, StreamKind::data);
+    case Exposed::pipeline:
+      return range(StreamKind::send_next, StreamKind::receive_next);
+  }
+  return {0, 0};
+}
+
 /// a \ b, both disjoint ascending. `out` is overwritten.
 void subtract(std::span<const Interval> a, std::span<const Interval> b,
               std::vector<Interval>& out) {
@@ -162,16 +180,22 @@ namespace {
 
 Attribution attribute_rank(std::span<const Cell> cells, const std::vector<CellSpan>& spans,
                            const BusyTimes& busy_times, RankId rank, Picoseconds makespan) {
-  const std::vector<Interval> compute = unite_streams(busy_times, rank, 0, kComputeStreams);
-  const std::vector<Interval> communication =
-      unite_streams(busy_times, rank, kComputeStreams, kStreamsPerRank);
-  std::vector<Interval> busy, exposed;
-  unite(compute, communication, busy);
-  subtract(communication, compute, exposed);
+  // Starts as what computation hides; whatever a cause exposes is not exposed by the next one.
+  std::vector<Interval> busy = unite_streams(busy_times, rank, 0, kComputeStreams);
+  std::array<std::vector<Interval>, kExposed> exposed;
+  for (std::size_t cause = 0; cause < kExposed; ++cause) {
+    const auto [first, last] = streams_of(static_cast<Exposed>(cause));
+    const std::vector<Interval> streams = unite_streams(busy_times, rank, first, last);
+    if (streams.empty()) continue;
+    subtract(streams, busy, exposed[cause]);
+    std::vector<Interval> united;
+    unite(busy, streams, united);
+    busy = std::move(united);
+  }
 
   Attribution of_rank;
   Picoseconds covered = 0;
-  std::size_t next_exposed = 0;
+  std::array<std::size_t, kExposed> next_exposed{};
   std::size_t next_busy = 0;
   const auto take = [&](const CellSpan& span) {
     const auto kind = static_cast<std::size_t>(cells[span.cell].kind);
@@ -181,7 +205,12 @@ Attribution attribute_rank(std::span<const Cell> cells, const std::vector<CellSp
     if (owned.start >= owned.end) return;
     Picoseconds length = owned.end - owned.start;
     if (cells[span.cell].kind == CellKind::optimizer) length = overlap(owned, busy, next_busy);
-    const Picoseconds hidden_by_nothing = overlap(owned, exposed, next_exposed);
+    Picoseconds hidden_by_nothing = 0;
+    for (std::size_t cause = 0; cause < kExposed; ++cause) {
+      const Picoseconds time = overlap(owned, exposed[cause], next_exposed[cause]);
+      of_rank.exposed_by_ps[cause] += time;
+      hidden_by_nothing += time;
+    }
     of_rank.exposed_ps[kind] += hidden_by_nothing;
     of_rank.covered_ps[kind] += length - hidden_by_nothing;
     covered += length;

@@ -12,6 +12,8 @@
 //   3. An instant of a cell in which no op runs on the rank's compute streams (compute and
 //      weight_gradient, of whichever cell), while one runs on any of its other streams, is exposed
 //      communication of that cell's kind.
+//      Where several do, it is put down to the first of: expert exchange, tensor- and
+//      context-parallel collectives, gradients and parameters, pipeline sends.
 //   4. An instant of the optimizer's cell in which nothing runs on the rank is waiting for slower
 //   ranks:
 //      bubble. Within the other cells it counts as the cell's.
@@ -38,11 +40,16 @@ struct CellSpan {
 /// Spans of every simulated rank's cells, [rank], ordered by start.
 std::vector<std::vector<CellSpan>> cell_spans(const Program& program, const Timeline& timeline);
 
+/// What exposed communication is put down to.
+enum class Exposed : std::uint8_t { expert, tensor, data, pipeline };
+inline constexpr int kExposed = 4;
+
 /// The parts of one rank's step. covered + exposed + bubble = makespan.
 struct Attribution {
   std::array<Picoseconds, kCellKinds> covered_ps{};  ///< by kind, exposed communication taken out
   std::array<Picoseconds, kCellKinds>
       exposed_ps{};  ///< exposed communication within cells of a kind
+  std::array<Picoseconds, kExposed> exposed_by_ps{};  ///< the same, by what is exposed
   Picoseconds bubble_ps = 0;
   std::array<Picoseconds, kCellKinds> span_ps{};  ///< sum of whole spans, as they ran
   std::array<std::int64_t, kCellKinds> cells{};   ///< number of cells

@@ -81,6 +81,14 @@ void write_phases(Writer& writer, const PhaseTimes& t) {
   o("exposed_communication", t.exposed_communication);
 }
 
+void write_exposed(Writer& writer, const ExposedTimes& times) {
+  Object o(writer);
+  o("expert", times.expert);
+  o("tensor", times.tensor);
+  o("data", times.data);
+  o("pipeline", times.pipeline);
+}
+
 void write_cells(Writer& writer, const CellTimes& t) {
   Object o(writer);
   o("forward", t.forward);
@@ -99,12 +107,30 @@ void write_rank(Writer& writer, const RankReport& rank) {
   o.array("stages", rank.stages, [&](int stage) { writer.Int(stage); });
   o("parameters", rank.parameters);
   write_phases(o.name("phases_s"), rank.phases_s);
+  write_exposed(o.name("exposed_by_s"), rank.exposed_s);
   write_cells(o.name("cells_s"), rank.cells_s);
   o.array("cell_durations", rank.cell_durations, [&](const CellDuration& duration) {
     Object d(writer);
     d("kind", name_of(duration.kind));
     d("count", duration.count);
     d("mean_s", duration.mean_s);
+  });
+}
+
+void write_network(Writer& writer, const NetworkReport& network) {
+  Object o(writer);
+  o("fidelity", network.flows ? "flows" : "formula");
+  o("fabric", network.fabric);
+  o("stretched_s", network.stretched_s);
+  o.array("tiers", network.tiers, [&](const TierReport& tier) {
+    Object t(writer);
+    t("tier", tier.tier);
+    t("links", tier.links);
+    t("mean_use", tier.mean_use);
+    t("busiest_use", tier.busiest_use);
+    t("busiest", tier.busiest);
+    t("held_back_s", tier.held_back_s);
+    t("limiting", tier.limiting);
   });
 }
 
@@ -151,6 +177,7 @@ void write_price(Writer& writer, const PriceRow& row) {
   o("shape", row.shape);
   o("count", row.count);
   o("time_s", row.time_s);
+  o("lasted_s", row.lasted_s);
   o("per_gpu_s", row.per_gpu_s);
   o("share", row.share);
   o("source", name_of(row.source));
@@ -179,6 +206,8 @@ void write_report(Writer& writer, const Report& report, const JsonOptions& optio
   write_phases(o.name("phases_s"), report.phases_s);
   write_cells(o.name("cells_s"), report.cells_s);
   o("exposed_communication_s", report.phases_s.exposed_communication);
+  write_exposed(o.name("exposed_by_s"), report.exposed_s);
+  write_network(o.name("network"), report.network);
   write_memory(o.name("memory_peak_bytes"), report);
   o.array("critical_path", report.critical_path_s, [&](const auto& item) {
     Object c(writer);

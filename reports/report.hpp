@@ -12,6 +12,7 @@
 #include "sim/price.hpp"
 #include "sim/program.hpp"
 #include "sim/timeline.hpp"
+#include "sim/traffic.hpp"
 
 namespace orrery {
 
@@ -30,6 +31,14 @@ struct PhaseTimes {
   double sum() const {
     return forward + backward + weight + overlapped + bubble + optimizer + exposed_communication;
   }
+};
+
+/// Exposed communication in seconds, by what is exposed (rule 3 of reports/attribution.hpp).
+struct ExposedTimes {
+  double expert = 0;    ///< dispatch and combine
+  double tensor = 0;    ///< tensor- and context-parallel collectives
+  double data = 0;      ///< gradients and parameters
+  double pipeline = 0;  ///< sends between stages
 };
 
 /// The same step cut as ISCA'25 (arXiv 2505.09343) Table 4 does: whole cells, exposed communication
@@ -58,6 +67,7 @@ struct RankReport {
   std::vector<int> stages;      ///< model stages it holds
   std::int64_t parameters = 0;  ///< resident on this rank
   PhaseTimes phases_s;
+  ExposedTimes exposed_s;
   CellTimes cells_s;
   std::vector<CellDuration> cell_durations;
   std::int64_t memory_peak_bytes = 0;
@@ -71,6 +81,7 @@ struct PriceRow {
   std::string shape;       ///< describe(shape)
   std::int64_t count = 0;  ///< executions per step on all GPUs; a transfer counts for its sender
   double time_s = 0;       ///< of one execution
+  double lasted_s = 0;     ///< mean of all executions as they ran: longer where links were shared
   double per_gpu_s = 0;    ///< count * time_s / GPUs: mean op time of a GPU, overlapped or not
   double share = 0;        ///< of all priced op time
   PriceSource source{};
@@ -96,6 +107,24 @@ struct IsolatedCell {
   std::vector<PhaseSpan> phases;
 };
 
+/// The links of one tier of the fabric over the step.
+struct TierReport {
+  std::string tier;
+  std::int64_t links = 0;  ///< that any op uses, each direction by itself
+  double mean_use = 0;     ///< bytes carried over what the link could have carried in the step
+  double busiest_use = 0;
+  std::string busiest;     ///< "node1/nic0 -> plane0/leaf0"
+  double held_back_s = 0;  ///< by its most limiting link: time that ops lost to it
+  std::string limiting;    ///< that link; empty: none of the tier ever limited
+};
+
+struct NetworkReport {
+  bool flows = false;  ///< false: each transfer priced by formula, alone on an idle network
+  std::string fabric;
+  std::vector<TierReport> tiers;
+  double stretched_s = 0;  ///< mean per GPU: op time beyond the prices, overlapped or not
+};
+
 struct EngineStatistics {
   std::uint64_t operations = 0;
   std::uint64_t events = 0;
@@ -119,11 +148,13 @@ struct Report {
   double tflops_per_gpu_noncausal = 0;
   double mfu_causal = 0;  ///< against the device's BF16 peak, the published convention
   double mfu_noncausal = 0;
-  PhaseTimes phases_s;  ///< mean over ranks
-  CellTimes cells_s;    ///< mean over ranks
+  PhaseTimes phases_s;     ///< mean over ranks
+  ExposedTimes exposed_s;  ///< likewise
+  CellTimes cells_s;       ///< mean over ranks
   std::vector<RankReport> ranks;
   std::vector<IsolatedCell> cells;
   std::vector<PriceRow> prices;  ///< by share, largest first
+  NetworkReport network;
   std::vector<std::pair<std::string, double>>
       critical_path_s;  ///< phase name -> seconds, largest first
   double memory_capacity_bytes = 0;
@@ -132,9 +163,10 @@ struct Report {
   EngineStatistics engine;
 };
 
-/// `timeline` is a run of `program`, which was built from `scenario`. Does not fill `cells`.
+/// `timeline` is a run of `program`, which was built from `scenario`, with `traffic` where that is
+/// not null. Does not fill `cells`.
 Report summarise(const Scenario& scenario, const Program& program, const PriceList& prices,
-                 const Timeline& timeline);
+                 const Timeline& timeline, const Traffic* traffic = nullptr);
 
 /// Each kind of cell that each of these pipeline positions runs (distinct in kind and stages, the
 /// first one of the schedule), built, priced and simulated alone.

@@ -36,7 +36,8 @@ Study study_step(Scenario scenario, const StudyOptions& options) {
     study.timeline = options.engine == Engine::sweep ? sweep(study.program, study.prices)
                                                      : simulate(study.program, study.prices);
   }
-  study.report = summarise(study.scenario, study.program, study.prices, study.timeline);
+  study.report = summarise(study.scenario, study.program, study.prices, study.timeline,
+                           study.traffic ? &*study.traffic : nullptr);
   if (options.isolated) {
     const int middle[] = {middle_position(study.scenario)};
     study.report.cells = isolated_cells(study.scenario, middle);

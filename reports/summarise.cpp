@@ -58,6 +58,23 @@ void add(PhaseTimes& sum, const PhaseTimes& t, double weight) {
   sum.exposed_communication += weight * t.exposed_communication;
 }
 
+ExposedTimes exposed_times(const Attribution& a) {
+  const auto by = [&](Exposed cause) {
+    return seconds(a.exposed_by_ps[static_cast<std::size_t>(cause)]);
+  };
+  return {.expert = by(Exposed::expert),
+          .tensor = by(Exposed::tensor),
+          .data = by(Exposed::data),
+          .pipeline = by(Exposed::pipeline)};
+}
+
+void add(ExposedTimes& sum, const ExposedTimes& t, double weight) {
+  sum.expert += weight * t.expert;
+  sum.tensor += weight * t.tensor;
+  sum.data += weight * t.data;
+  sum.pipeline += weight * t.pipeline;
+}
+
 void add(CellTimes& sum, const CellTimes& t, double weight) {
   sum.forward += weight * t.forward;
   sum.backward += weight * t.backward;
@@ -78,24 +95,39 @@ std::string describe_plan(const Plan& plan) {
   return text + fmt::format(" ZeRO-{}, {}, {}", p.zero_stage, name_of(plan.schedule), precision);
 }
 
-/// Executions of every shape on all GPUs.
-IdVector<ShapeId, std::int64_t> executions(const Program& program) {
-  IdVector<ShapeId, std::int64_t> count(program.shapes().size(), 0);
+/// On all GPUs, by shape.
+struct Executions {
+  IdVector<ShapeId, std::int64_t> count;
+  IdVector<ShapeId, double> beyond_s;  ///< sum of what transfers took longer than their price
+};
+
+Executions executions(const Program& program, const PriceList& prices, const Timeline& timeline) {
+  const std::size_t shapes = program.shapes().size();
+  Executions executed{IdVector<ShapeId, std::int64_t>(shapes, 0),
+                      IdVector<ShapeId, double>(shapes, 0.0)};
   const auto gpus = program.multiplicity();
   for (OpId op{}; op.value < program.size(); ++op) {
     const auto streams = program.streams_of(op);
     if (streams.empty()) continue;
+    const ShapeId shape = program.shape(op);
+    std::int64_t times = 0;
     if (program.kind(op) == OpKind::transfer) {
-      count[program.shape(op)] += gpus[rank_of(streams.front()).value];
+      times = gpus[rank_of(streams.front()).value];
     } else {
-      for (const StreamId s : streams) count[program.shape(op)] += gpus[rank_of(s).value];
+      for (const StreamId s : streams) times += gpus[rank_of(s).value];
     }
+    executed.count[shape] += times;
+    if (program.kind(op) == OpKind::compute) continue;
+    const Picoseconds beyond_ps =
+        timeline.end_ps[op] - timeline.start_ps[op] - prices.prices[shape].time_ps;
+    executed.beyond_s[shape] += static_cast<double>(times) * seconds(beyond_ps);
   }
-  return count;
+  return executed;
 }
 
-std::vector<PriceRow> price_rows(const Program& program, const PriceList& prices, double gpus) {
-  const auto count = executions(program);
+std::vector<PriceRow> price_rows(const Program& program, const PriceList& prices,
+                                 const Timeline& timeline, double gpus) {
+  const auto [count, beyond_s] = executions(program, prices, timeline);
   std::vector<PriceRow> rows;
   double sum = 0;
   for (ShapeId s{}; s.value < program.shapes().size(); ++s) {
@@ -105,6 +137,7 @@ std::vector<PriceRow> price_rows(const Program& program, const PriceList& prices
                  .shape = describe(program.shapes()[s]),
                  .count = count[s],
                  .time_s = seconds(price.time_ps),
+                 .lasted_s = seconds(price.time_ps) + beyond_s[s] / static_cast<double>(count[s]),
                  .source = price.source,
                  .spread = price.spread,
                  .extrapolated = price.extrapolated,
@@ -118,6 +151,28 @@ std::vector<PriceRow> price_rows(const Program& program, const PriceList& prices
     return std::tie(b.per_gpu_s, a.label, a.shape) < std::tie(a.per_gpu_s, b.label, b.shape);
   });
   return rows;
+}
+
+NetworkReport network_report(const Traffic& traffic, const Timeline& timeline) {
+  const double step_s = seconds(timeline.makespan_ps());
+  NetworkReport network{.flows = true, .fabric = traffic.fabric};
+  for (std::size_t t = 0; t < kLinkTiers; ++t) {
+    const TierUse& use = traffic.tiers[t];
+    if (use.links == 0) continue;
+    TierReport tier{.tier = std::string(name_of(static_cast<LinkTier>(t))),
+                    .links = use.links,
+                    .mean_use = use.busy_s / static_cast<double>(use.links) / step_s,
+                    .busiest_use = use.busiest_s / step_s,
+                    .busiest = use.busiest};
+    for (LinkId link; link.value < traffic.links.size(); ++link) {
+      if (traffic.links[link].tier != static_cast<LinkTier>(t)) continue;
+      if (timeline.held_back_s[link] <= tier.held_back_s) continue;
+      tier.held_back_s = timeline.held_back_s[link];
+      tier.limiting = traffic.links[link].name;
+    }
+    network.tiers.push_back(std::move(tier));
+  }
+  return network;
 }
 
 std::vector<std::pair<std::string, double>> critical_phases(const Program& program,
@@ -196,7 +251,7 @@ void warn(Report& report) {
 }  // namespace
 
 Report summarise(const Scenario& scenario, const Program& program, const PriceList& prices,
-                 const Timeline& timeline) {
+                 const Timeline& timeline, const Traffic* traffic) {
   const Plan& plan = scenario.plan;
   const Layout layout(plan.parallelism, scenario.cluster.gpus_per_node);
   const Picoseconds makespan = timeline.makespan_ps();
@@ -233,7 +288,7 @@ Report summarise(const Scenario& scenario, const Program& program, const PriceLi
       },
       [&] { memory = trace_memory(program, timeline); },
       [&] { report.critical_path_s = critical_phases(program, timeline); },
-      [&] { report.prices = price_rows(program, prices, gpus); },
+      [&] { report.prices = price_rows(program, prices, timeline, gpus); },
       [&] { report.fingerprint = timeline.fingerprint(); });
   const bool one_rank_per_position =
       static_cast<std::int64_t>(program.ranks()) == layout.positions();
@@ -258,6 +313,7 @@ Report summarise(const Scenario& scenario, const Program& program, const PriceLi
       rank.parameters += p.dense + p.expert;
     }
     rank.phases_s = phase_times(a);
+    rank.exposed_s = exposed_times(a);
     rank.cells_s = cell_times(a);
     for (std::size_t k = 0; k < kCellKinds; ++k) {
       if (a.cells[k] == 0) continue;
@@ -271,10 +327,16 @@ Report summarise(const Scenario& scenario, const Program& program, const PriceLi
     if (peak.bytes > 0) rank.memory_peak_in = program.name(peak.op);
     const double weight = static_cast<double>(rank.multiplicity) / gpus;
     add(report.phases_s, rank.phases_s, weight);
+    add(report.exposed_s, rank.exposed_s, weight);
     add(report.cells_s, rank.cells_s, weight);
     report.ranks.push_back(std::move(rank));
   }
 
+  if (traffic != nullptr) report.network = network_report(*traffic, timeline);
+  for (const PriceRow& row : report.prices) {
+    report.network.stretched_s +=
+        static_cast<double>(row.count) * (row.lasted_s - row.time_s) / gpus;
+  }
   report.engine = {.operations = program.size(),
                    .events = timeline.events,
                    .ranks_simulated = program.ranks(),

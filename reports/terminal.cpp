@@ -138,6 +138,42 @@ std::string memory(const Report& r, const TerminalOptions& options) {
   return text;
 }
 
+/// What the network cost: which way it was simulated, how full it was, and where it was short.
+std::string network(const Report& r, const TerminalOptions& options) {
+  const NetworkReport& n = r.network;
+  const auto title = [&](std::string text) {
+    return paint(std::move(text), kBold, options) + "\n";
+  };
+  std::string text;
+  if (n.flows) {
+    text += title(fmt::format("{:<40}{:>8}{:>8}{:>11}{:>13}  {}", "Network, as flows", "links",
+                              "use %", "busiest %", "limited by s", "at"));
+    for (const TierReport& tier : n.tiers) {
+      text += fmt::format("  {:<38}{:>8}{:>8.1f}{:>11.1f}", tier.tier, tier.links,
+                          100 * tier.mean_use, 100 * tier.busiest_use);
+      if (!tier.limiting.empty()) {
+        text += fmt::format("{:>13.3f}  {}", tier.held_back_s, shorten(tier.limiting, 26));
+      }
+      text += "\n";
+    }
+    text += fmt::format("  on {}; sharing made op times {:.3f} s longer per GPU\n",
+                        shorten(n.fabric, 48), n.stretched_s);
+  } else {
+    text += title("Network, by formula: each transfer alone");
+  }
+  std::string causes;
+  const auto cause = [&](const char* name, double time_s) {
+    if (time_s < 0.0005 * r.step_time_s) return;
+    causes += fmt::format("{}{} {:.3f} s", causes.empty() ? "" : ", ", name, time_s);
+  };
+  cause("expert exchange", r.exposed_s.expert);
+  cause("tensor parallel", r.exposed_s.tensor);
+  cause("gradients and parameters", r.exposed_s.data);
+  cause("pipeline", r.exposed_s.pipeline);
+  if (!causes.empty()) text += "  exposed: " + causes + "\n";
+  return text;
+}
+
 std::string costliest(const Report& r, const TerminalOptions& options) {
   std::string text = paint(fmt::format("{:<68}{:>6}{:>10}  {}",
                                        "Costliest shapes, per GPU and step", "%", "s", "price is"),
@@ -168,7 +204,8 @@ std::string warnings(const Report& r, const TerminalOptions& options) {
 
 std::string to_terminal(const Report& r, const TerminalOptions& options) {
   std::string text = head(r, options) + "\n" + phases(r, options) + "\n" + memory(r, options) +
-                     "\n" + costliest(r, options) + warnings(r, options);
+                     "\n" + network(r, options) + "\n" + costliest(r, options) +
+                     warnings(r, options);
   if (options.timing) {
     text += fmt::format("{} operations, {} ranks, simulated in {}\n", r.engine.operations,
                         r.engine.ranks_simulated, format_seconds(r.engine.wall_s));

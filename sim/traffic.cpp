@@ -83,6 +83,7 @@ class TrafficBuilder {
     find_patterns();
     reduce_links();
     write_loads();
+    sum_up_tiers();
     return std::move(traffic_);
   }
 
@@ -243,7 +244,6 @@ class TrafficBuilder {
     std::vector<Candidate> candidates;
     for (auto& [link, loads] : carries) {
       const LinkTier tier = fabric_.links()[link].tier;
-      ++traffic_.tiers[static_cast<std::size_t>(tier)].links;
       const double bytes_per_s = achieved_bytes_per_s(link);
       const auto [found, added] = alike.try_emplace({tier, loads}, candidates.size());
       if (added) {
@@ -309,11 +309,31 @@ class TrafficBuilder {
         if (busy_s > 0) traffic_.loads.push_back({link, busy_s});
       }
       traffic_.load_begin.push_back(static_cast<std::uint32_t>(traffic_.loads.size()));
-      for (TierUse& tier : traffic_.tiers) tier.busy_s.push_back(0);
-      for (const UnitLoad& load : unit_loads_[pattern.site]) {
-        const auto tier = static_cast<std::size_t>(fabric_.links()[load.link].tier);
-        traffic_.tiers[tier].busy_s.back() += bytes(load) / achieved_bytes_per_s(load.link);
+    }
+  }
+
+  void sum_up_tiers() {
+    std::vector<Communication> moved(unit_loads_.size());  // by site, all executions together
+    for (const auto& [op, pattern] : traffic_.ops) {
+      const Pattern& p = patterns_[pattern.value];
+      moved[p.site].near_bytes += p.moves.near_bytes;
+      moved[p.site].far_bytes += p.moves.far_bytes;
+    }
+    IdVector<LinkId, double> bytes(fabric_.links().size(), 0.0);
+    for (std::size_t site = 0; site < unit_loads_.size(); ++site) {
+      for (const UnitLoad& load : unit_loads_[site]) {
+        bytes[load.link] += load.near * moved[site].near_bytes + load.far * moved[site].far_bytes;
       }
+    }
+    for (LinkId link; link.value < bytes.size(); ++link) {
+      if (bytes[link] == 0) continue;
+      TierUse& tier = traffic_.tiers[static_cast<std::size_t>(fabric_.links()[link].tier)];
+      const double busy_s = bytes[link] / achieved_bytes_per_s(link);
+      ++tier.links;
+      tier.busy_s += busy_s;
+      if (busy_s <= tier.busiest_s) continue;
+      tier.busiest_s = busy_s;
+      tier.busiest = fabric_.link_name(link);
     }
   }
 

@@ -38,10 +38,12 @@ struct LinkLoad {
   double busy_s = 0;
 };
 
-/// The links of one tier, all together.
+/// The links of one tier over the whole Program, those that cannot limit included.
 struct TierUse {
-  std::int64_t links = 0;      ///< that any op uses, each direction by itself
-  std::vector<double> busy_s;  ///< by pattern: sum over these links
+  std::int64_t links = 0;  ///< that any op uses, each direction by itself
+  double busy_s = 0;       ///< sum over them
+  double busiest_s = 0;    ///< of the one that is busy longest
+  std::string busiest;     ///< its name
 };
 
 struct Traffic {
