@@ -391,10 +391,11 @@ struct Builder {
 
 /// What the few lines of a generated fabric say. One cable of every kind of link.
 struct Recipe {
-  int layers = 1;  // of switches
+  int layers = 1;  // of switches; 0: one node and no way out of it
   std::int64_t nodes = 1;
   std::int64_t gpus_per_node = 8;
   std::int64_t nics_per_node = 8;
+  std::int64_t rails = 8;   // NIC i of a node is on rail i % rails
   std::int64_t ports = 64;  // of every switch
   double over_subscription = 1;
   bool rail_optimised = true;
@@ -406,24 +407,24 @@ struct Recipe {
         std::llround(static_cast<double>(ports) / (1 + over_subscription)));
   }
   std::int64_t down_ports() const { return layers == 1 ? ports : ports - up_ports(); }
-  std::int64_t planes() const { return plane_per_rail ? nics_per_node : 1; }
-  std::int64_t rails_per_plane() const { return plane_per_rail ? 1 : nics_per_node; }
+  std::int64_t planes() const { return plane_per_rail ? rails : 1; }
+  std::int64_t plane_of(std::int64_t index) const { return plane_per_rail ? index % rails : 0; }
 
-  /// The leaf of its plane that a NIC is wired to. Rail-optimised: as many nodes as a leaf has
-  /// ports share a group of leaves, one per rail.
-  std::int64_t leaf_of(std::int64_t node, std::int64_t rail) const {
-    const std::int64_t rails = rails_per_plane();
-    if (rails == 1) return node / down_ports();
-    if (layers == 1 || !rail_optimised) return (node * rails + rail) / down_ports();
-    return node / down_ports() * rails + rail;
+  /// The leaf of its plane that NIC `index` of a node is wired to. Rail-optimised: as many NICs of
+  /// every rail as a leaf has ports share a group of leaves, one per rail.
+  std::int64_t leaf_of(std::int64_t node, std::int64_t index) const {
+    const std::int64_t on_rail = node * (nics_per_node / rails) + index / rails;
+    if (plane_per_rail) return on_rail / down_ports();
+    if (layers == 1 || !rail_optimised) return (node * nics_per_node + index) / down_ports();
+    return on_rail / down_ports() * rails + index % rails;
   }
-  std::int64_t leaves() const { return leaf_of(nodes - 1, rails_per_plane() - 1) + 1; }
+  std::int64_t leaves() const { return leaf_of(nodes - 1, nics_per_node - 1) + 1; }
 
   /// Three layers: leaves that share their spines. A group of rails is not torn apart.
   std::int64_t leaves_per_pod() const {
     const std::int64_t most = ports / 2;
-    const std::int64_t rails = rail_optimised ? rails_per_plane() : 1;
-    return most / rails * rails;
+    const std::int64_t group = rail_optimised && !plane_per_rail ? rails : 1;
+    return most / group * group;
   }
   std::int64_t pods() const { return (leaves() + leaves_per_pod() - 1) / leaves_per_pod(); }
 };
@@ -489,7 +490,7 @@ std::vector<VertexId> add_switches(Builder& build, const Recipe& recipe,
 FabricGraph generate(const Recipe& recipe) {
   Builder build;
   std::vector<std::vector<VertexId>> planes;
-  for (std::int64_t p = 0; p < recipe.planes(); ++p) {
+  for (std::int64_t p = 0; recipe.layers > 0 && p < recipe.planes(); ++p) {
     planes.push_back(
         add_switches(build, recipe, recipe.plane_per_rail ? fmt::format("plane{}/", p) : ""));
   }
@@ -498,20 +499,21 @@ FabricGraph generate(const Recipe& recipe) {
     std::vector<VertexId> nics;
     for (std::int64_t i = 0; i < recipe.nics_per_node; ++i) {
       nics.push_back(build.add(fmt::format("{}nic{}", prefix, i), VertexKind::nic, n));
-      const std::int64_t plane = recipe.plane_per_rail ? i : 0;
-      const std::int64_t leaf = recipe.leaf_of(n, recipe.plane_per_rail ? 0 : i);
-      build.join(nics.back(),
-                 planes[static_cast<std::size_t>(plane)][static_cast<std::size_t>(leaf)],
-                 LinkTier::nic, recipe.nic);
+      const auto plane = static_cast<std::size_t>(recipe.plane_of(i));
+      const auto leaf = static_cast<std::size_t>(recipe.leaf_of(n, i));
+      build.join(nics.back(), planes[plane][leaf], LinkTier::nic, recipe.nic);
     }
     std::optional<VertexId> nvswitch;
     if (recipe.gpus_per_node > 1)
       nvswitch = build.add(prefix + "nvswitch", VertexKind::nvswitch, n);
     for (std::int64_t i = 0; i < recipe.gpus_per_node; ++i) {
-      const std::int64_t rail = i * recipe.nics_per_node / recipe.gpus_per_node;
-      const VertexId gpu = build.add(fmt::format("{}gpu{}", prefix, i), VertexKind::gpu, n, rail);
+      const std::int64_t nic = i * recipe.nics_per_node / recipe.gpus_per_node;
+      const VertexId gpu =
+          build.add(fmt::format("{}gpu{}", prefix, i), VertexKind::gpu, n, nic % recipe.rails);
       if (nvswitch) build.join(gpu, *nvswitch, LinkTier::nvlink, recipe.nvlink);
-      build.join(gpu, nics[static_cast<std::size_t>(rail)], LinkTier::pcie, recipe.pcie);
+      if (!nics.empty()) {
+        build.join(gpu, nics[static_cast<std::size_t>(nic)], LinkTier::pcie, recipe.pcie);
+      }
     }
   }
   return std::move(build.graph);
@@ -550,11 +552,16 @@ Recipe read_recipe(MapReader& map, int layers, CrossRail cross_rail) {
   const std::size_t before = problems.size();
   Recipe recipe;
   recipe.layers = layers;
-  recipe.nodes = map.integer("nodes", 1, kMaxGpus);
   recipe.gpus_per_node = map.integer("gpus_per_node", 1, 1024);
-  recipe.nics_per_node = map.integer_or("nics_per_node", recipe.gpus_per_node, 1, 1024);
-  recipe.ports = map.integer("switch_ports", 2, layers == 1 ? kMaxGpus : kMaxPorts);
   if (recipe.gpus_per_node > 1) recipe.nvlink = read_link_spec(map, "nvlink");
+  if (layers == 0) {
+    recipe.nics_per_node = 0;
+    return recipe;
+  }
+  recipe.nodes = map.integer("nodes", 1, kMaxGpus);
+  recipe.nics_per_node = map.integer_or("nics_per_node", recipe.gpus_per_node, 1, 1024);
+  recipe.rails = map.integer_or("rails", recipe.nics_per_node, 1, 1024);
+  recipe.ports = map.integer("switch_ports", 2, layers == 1 ? kMaxGpus : kMaxPorts);
   recipe.pcie = read_link_spec(map, "pcie");
   recipe.nic = read_link_spec(map, "nic");
   if (layers > 1) {
@@ -570,10 +577,14 @@ Recipe read_recipe(MapReader& map, int layers, CrossRail cross_rail) {
     problems.add(map.at("nics_per_node"), fmt::format("{} GPUs cannot share {} NICs evenly",
                                                       recipe.gpus_per_node, recipe.nics_per_node));
   }
+  if (recipe.nics_per_node % recipe.rails != 0) {
+    problems.add(map.at("rails"), fmt::format("{} NICs cannot be spread over {} rails evenly",
+                                              recipe.nics_per_node, recipe.rails));
+  }
   if (recipe.nodes * recipe.gpus_per_node > kMaxGpus) {
     problems.add(map.at("nodes"), "a fabric may have at most 1,000,000 GPUs");
   }
-  if (recipe.plane_per_rail && cross_rail == CrossRail::spine && recipe.nics_per_node > 1) {
+  if (recipe.plane_per_rail && cross_rail == CrossRail::spine && recipe.rails > 1) {
     problems.add(map.at("cross_rail"),
                  "with 'planes: per_rail' no spine joins the rails; only 'nvlink' is possible");
   }
@@ -590,7 +601,7 @@ Recipe read_recipe(MapReader& map, int layers, CrossRail cross_rail) {
   if (layers == 3 && recipe.leaves_per_pod() == 0) {
     problems.add(map.at("switch_ports"),
                  fmt::format("a spine has {} ports towards leaves, fewer than the {} rails",
-                             recipe.ports / 2, recipe.nics_per_node));
+                             recipe.ports / 2, recipe.rails));
   }
   if (problems.size() > before) return recipe;
 
@@ -821,8 +832,12 @@ std::optional<Fabric> read_fabric(const Node& node, Problems& problems) {
   MapReader map(node, problems, "fabric");
   const std::string name = map.text("name");
   map.text_or("source", "");
-  const int layers = map.choice<int>(
-      "topology", {{"single_switch", 1}, {"two_layer", 2}, {"three_layer", 3}, {"graph", 0}});
+  constexpr int kGraph = -1;
+  const int layers = map.choice<int>("topology", {{"single_node", 0},
+                                                  {"single_switch", 1},
+                                                  {"two_layer", 2},
+                                                  {"three_layer", 3},
+                                                  {"graph", kGraph}});
   const auto cross_rail =
       map.choice_or("cross_rail", CrossRail::nvlink,
                     {{"nvlink", CrossRail::nvlink}, {"spine", CrossRail::spine}});
@@ -831,7 +846,7 @@ std::optional<Fabric> read_fabric(const Node& node, Problems& problems) {
   if (problems.size() > before && !map.has("topology")) return std::nullopt;
 
   Builder build;
-  if (layers == 0) {
+  if (layers == kGraph) {
     build.graph = read_graph(map);
   } else {
     const Recipe recipe = read_recipe(map, layers, cross_rail);

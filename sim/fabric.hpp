@@ -5,7 +5,7 @@
 //
 // Hosts are structured: a GPU has at most one NVSwitch plane (that of its node) and at most one way
 // out (through its NIC, or wired straight to a switch), so hosts never forward for others.
-// Switches may form any graph. Rail i of a node is its NIC i.
+// Switches may form any graph. A rail is the NICs that have the same place in their nodes.
 //
 // Routes follow fewest hops, then least latency. All next hops that tie are kept: route() picks one
 // by a hash of (source, destination, label), spray() uses all of them. Either way a link weighs as
@@ -45,7 +45,7 @@ struct FabricVertex {
   std::string name;  ///< unique: "node3/gpu5", "plane0/leaf2", "core17"
   VertexKind kind = VertexKind::leaf;
   std::int32_t node = -1;  ///< of GPUs, NICs and NVSwitch planes; -1 for switches
-  std::int32_t rail = -1;  ///< of GPUs: the index of their NIC in the node
+  std::int32_t rail = -1;  ///< of GPUs: that of their NIC
 };
 
 struct FabricLink {

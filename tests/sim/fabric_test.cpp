@@ -5,12 +5,15 @@
 
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 #include <limits>
 #include <map>
 #include <random>
 #include <set>
 #include <string>
 #include <thread>
+
+#include "sim/cluster.hpp"
 
 namespace orrery {
 namespace {
@@ -230,9 +233,25 @@ TEST(Fabric, CountsOfTheSuperPodTable) {
   }
 }
 
+// Compute fabric components for DGX SuperPOD counts, B300 XDR reference architecture (144 ports).
+// The spines show that the cables of every leaf are to spread evenly: 32 leaves would fit on 16.
+TEST(Fabric, CountsOfTheXdrSuperPodTable) {
+  struct Row {
+    int nodes, leaves, spines;
+    std::int64_t cables;
+  };
+  for (const Row& row : {Row{72, 8, 4, 576}, Row{144, 16, 8, 1152}, Row{288, 32, 18, 2304},
+                         Row{576, 64, 36, 4608}, Row{1296, 144, 72, 10368}}) {
+    const Fabric f = made(head("two_layer", row.nodes, 8, 144));
+    EXPECT_EQ(f.counts(), (FabricCounts{row.cables, row.leaves + row.spines, row.cables}))
+        << row.nodes;
+  }
+}
+
 TEST(Fabric, NoSwitchHasMoreCablesThanPorts) {
-  for (const char* more : {"", "planes: per_rail\n", "rail_optimised: false\n",
-                           "over_subscription: 3\n", "nics_per_node: 2\n"}) {
+  for (const char* more :
+       {"", "planes: per_rail\n", "rail_optimised: false\n", "over_subscription: 3\n",
+        "nics_per_node: 2\n", "rails: 2\n", "rails: 2\nplanes: per_rail\n"}) {
     for (const char* topology : {"two_layer", "three_layer"}) {
       const Fabric f = made(head(topology, 21, 4, 16, more));
       std::map<VertexId, std::uint32_t> ports;
@@ -593,32 +612,149 @@ TEST(Fabric, WaysInAndOutMayDiffer) {
   EXPECT_THROW(f.route(h, g, 0), InputError);
 }
 
-TEST(Fabric, LatenciesOfThePaper) {
-  // arXiv 2505.09343, latency table: InfiniBand under one leaf and across leaves, NVLink.
+Fabric shipped(const std::string& name) {
   Problems problems;
-  const std::string file = ORRERY_SOURCE_DIR "/scenarios/fabrics/h800_2048_mpft.yaml";
-  const auto f = read_fabric(read_document(file, problems), problems);
-  ASSERT_TRUE(f) << format_problems(problems.list());
-  const auto latency = [&](const char* a, const char* b) {
-    return f->latency_ps(f->route(gpu_named(*f, a), gpu_named(*f, b), 0));
-  };
-  EXPECT_EQ(latency("node0/gpu0", "node31/gpu0"), 2'800'000);
-  EXPECT_EQ(latency("node0/gpu0", "node32/gpu0"), 3'700'000);
-  EXPECT_EQ(latency("node0/gpu0", "node0/gpu7"), 3'330'000);
+  const std::string file = fmt::format("{}/scenarios/fabrics/{}.yaml", ORRERY_SOURCE_DIR, name);
+  auto fabric = read_fabric(read_document(file, problems), problems);
+  if (!fabric) throw InputError({problems.list().begin(), problems.list().end()});
+  return std::move(*fabric);
 }
 
+TEST(Fabric, LatenciesOfThePaper) {
+  // arXiv 2505.09343, latency table: NVLink, and under one leaf and across leaves InfiniBand or
+  // RoCE.
+  const auto latency = [&](const Fabric& f, const char* a, const char* b) {
+    return f.latency_ps(f.route(gpu_named(f, a), gpu_named(f, b), 0));
+  };
+  for (const char* name : {"h800_2048_mpft", "h800_2048_mrft"}) {
+    const Fabric f = shipped(name);
+    EXPECT_EQ(latency(f, "node0/gpu0", "node31/gpu0"), 2'800'000);
+    EXPECT_EQ(latency(f, "node0/gpu0", "node32/gpu0"), 3'700'000);
+    EXPECT_EQ(latency(f, "node0/gpu0", "node0/gpu7"), 3'330'000);
+  }
+  const Fabric ethernet = shipped("h100_131072");
+  EXPECT_EQ(latency(ethernet, "node0/gpu0", "node63/gpu0"), 3'600'000);
+  EXPECT_EQ(latency(ethernet, "node0/gpu0", "node64/gpu0"), 5'600'000);
+}
+
+// By hand or from the sources named in the files; 64-port switches: 32 NICs of a rail to a leaf.
 TEST(Fabric, ScenariosAreRead) {
   const std::map<std::string, FabricCounts> expected = {
-      {"h800_2048_mpft", {2048, 8 * (8 + 4), 2048}},
+      {"a100_node", {0, 0, 0}},
+      {"b200_node", {0, 0, 0}},
+      {"h100_node", {0, 0, 0}},
+      {"h800_node", {0, 0, 0}},
+      {"gb200_nvl72", {0, 0, 0}},
+      {"single_switch", {64, 1, 0}},
+      // 40 ports, 20 nodes to a group of 8 leaves. 64 GPUs: 160 cables on the fewest spines, 4.
+      // 1024 GPUs: 7 groups, two to a pod of 20 spines, 4 pods; a spine reaches 2 cores.
+      {"a100_64", {64, 8 + 4, 160}},
+      {"a100_1024", {1024, 56 + 80 + 40, 56 * 20 + 80 * 20}},
+      // NVIDIA's component counts: a unit of 32 nodes has 8 leaves and 4 spines, four have 32
+      // and 16.
+      {"h100_64", {64, 8 + 4, 256}},
+      {"h100_256", {256, 8 + 4, 256}},
+      {"h100_576", {576, 24 + 16, 768}},
+      {"h100_1024", {1024, 32 + 16, 1024}},
       {"h100_superpod_rail", {1016, 32 + 16, 1024}},
-      {"single_switch", {64, 1, 0}}};
-  for (const auto& [name, counts] : expected) {
-    Problems problems;
-    const std::string file = fmt::format("{}/scenarios/fabrics/{}.yaml", ORRERY_SOURCE_DIR, name);
-    const auto f = read_fabric(read_document(file, problems), problems);
-    ASSERT_TRUE(f) << format_problems(problems.list());
-    EXPECT_EQ(f->counts(), counts) << name;
+      {"h100_1024_3to1", {1024, 24 + 8, 24 * 16}},
+      // arXiv 2505.09343, table of topologies: FT2 has 2048 endpoints, 96 switches, 2048 links.
+      {"h800_2048_mrft", {2048, 96, 2048}},
+      {"h800_2048_mpft", {2048, 8 * (8 + 4), 2048}},
+      // 144 NICs on each of 4 rails: five leaves a rail, 640 cables to 16 spines.
+      {"gb200_576", {576, 20 + 16, 640}},
+      // 128 ports, 64 nodes to 8 leaves: 2048 leaves in 32 pods of 64 and 64; a core takes 4 cables
+      // of every pod.
+      {"h100_131072", {131'072, 2048 + 2048 + 1024, 2 * 131'072}}};
+  std::set<std::string> there;
+  for (const auto& file :
+       std::filesystem::directory_iterator(ORRERY_SOURCE_DIR "/scenarios/fabrics")) {
+    if (file.path().extension() == ".yaml") there.insert(file.path().stem().string());
   }
+  for (const auto& [name, counts] : expected) {
+    const FabricCounts found = shipped(name).counts();
+    EXPECT_EQ(found, counts) << name << ": " << found.endpoints << " endpoints, " << found.switches
+                             << " switches, " << found.switch_cables << " cables";
+    there.erase(name);
+  }
+  EXPECT_TRUE(there.empty()) << *there.begin() << " is not tested";
+}
+
+TEST(Fabric, EveryClusterHasOneThatFits) {
+  const std::map<std::string, std::vector<std::string>> fabrics = {
+      {"a100_node", {"a100_node"}},
+      {"b200_node", {"b200_node"}},
+      {"h100_node", {"h100_node"}},
+      {"h200_node", {"h100_node"}},
+      {"h800_node", {"h800_node"}},
+      {"a100_64", {"a100_64"}},
+      {"a100_1024", {"a100_1024"}},
+      {"h100_64", {"h100_64", "single_switch"}},
+      {"h100_256", {"h100_256"}},
+      {"h100_576", {"h100_576"}},
+      {"h100_1024", {"h100_1024", "h100_1024_3to1"}},
+      {"h800_2048", {"h800_2048_mpft", "h800_2048_mrft"}}};
+  for (const auto& file :
+       std::filesystem::directory_iterator(ORRERY_SOURCE_DIR "/scenarios/clusters")) {
+    const std::string name = file.path().stem().string();
+    Problems problems;
+    const Cluster cluster = read_cluster(read_document(file.path(), problems), problems);
+    ASSERT_TRUE(problems.empty()) << format_problems(problems.list());
+    ASSERT_EQ(fabrics.count(name), 1u) << name;
+    for (const std::string& fabric_name : fabrics.at(name)) {
+      const Fabric f = shipped(fabric_name);
+      ASSERT_EQ(static_cast<std::int64_t>(f.gpus()), cluster.gpus()) << name;
+      std::map<LinkTier, double> capacity;
+      for (const FabricLink& link : f.links()) {
+        capacity[link.tier] = link.capacity_bytes_per_s / link.cables;
+      }
+      EXPECT_EQ(capacity[LinkTier::nvlink], cluster.nvlink_peak_bytes_per_s) << fabric_name;
+      EXPECT_EQ(capacity[LinkTier::nic], cluster.nic_peak_bytes_per_s) << fabric_name;
+      for (GpuId gpu; gpu.value < f.gpus(); ++gpu) {
+        const auto node = static_cast<std::int64_t>(gpu.value) / cluster.gpus_per_node;
+        EXPECT_EQ(f.vertices()[f.vertex(gpu)].node, node) << fabric_name;
+      }
+    }
+  }
+}
+
+TEST(Fabric, ANodeAloneHasNvlinkOnly) {
+  const Fabric f = shipped("gb200_nvl72");
+  ASSERT_EQ(f.gpus(), 72u);
+  EXPECT_EQ(
+      names(f, f.route(GpuId(3), GpuId(71), 0)),
+      (std::vector<std::string>{"node0/gpu3 -> node0/nvswitch", "node0/nvswitch -> node0/gpu71"}));
+  EXPECT_EQ(made("name: f\ntopology: single_node\ngpus_per_node: 1\n").gpus(), 1u);
+  EXPECT_EQ(complaint("name: f\ntopology: single_node\ngpus_per_node: 8\n"),
+            "fabric.yaml:1:1: error: missing key 'nvlink' in fabric\n"
+            "  name: f\n"
+            "  ^\n");
+}
+
+TEST(Fabric, NodesMayHaveSeveralNicsOnARail) {
+  // Four ports down: NICs 0, 2, 4, 6 of a node are all that fit on its leaf of rail 0.
+  const std::string text = head("two_layer", 3, 8, 8, "rails: 2\n");
+  const Fabric f = made(text);
+  EXPECT_EQ(f.counts(), (FabricCounts{24, 6 + 4, 24}));
+  const auto route = [&](const char* a, const char* b) {
+    return names(f, f.route(gpu_named(f, a), gpu_named(f, b), 0));
+  };
+  // On one rail no detour over NVLink; else over the twin of the receiver.
+  const auto straight = route("node0/gpu2", "node1/gpu6");
+  ASSERT_EQ(straight.size(), 6u);
+  EXPECT_EQ(straight[1], "node0/nic2 -> leaf0");
+  EXPECT_EQ(straight[4], "leaf2 -> node1/nic6");
+  const auto relayed = route("node0/gpu2", "node1/gpu5");
+  ASSERT_EQ(relayed.size(), 8u);
+  EXPECT_EQ(relayed[1], "node0/nvswitch -> node0/gpu5");
+  EXPECT_EQ(relayed[3], "node0/nic5 -> leaf1");
+  // A plane per rail instead of one tree: the same leaves and spines, apart.
+  const Fabric planes = made(text + "planes: per_rail\n");
+  EXPECT_EQ(planes.counts(), (FabricCounts{24, 2 * (3 + 2), 24}));
+  EXPECT_EQ(complaint(head("two_layer", 3, 8, 8, "rails: 3\n")),
+            "fabric.yaml:10:8: error: 8 NICs cannot be spread over 3 rails evenly\n"
+            "  rails: 3\n"
+            "         ^\n");
 }
 
 TEST(Fabric, TreesAreMadePerDestinationLeafAndShared) {
