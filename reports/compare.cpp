@@ -6,6 +6,7 @@
 #include <cmath>
 #include <functional>
 #include <map>
+#include <string_view>
 
 #include "reports/json.hpp"
 #include "reports/terminal.hpp"
@@ -41,14 +42,21 @@ double memory_peak(const Report& report) {
   return static_cast<double>(peak);
 }
 
-/// Op seconds of a GPU by label, all reports; labels in order of how much they change.
+const TierReport* tier_of(const Report& report, std::string_view tier) {
+  for (const TierReport& t : report.network.tiers) {
+    if (t.tier == tier) return &t;
+  }
+  return nullptr;
+}
+
+/// Op seconds of a GPU as they ran, by label, all reports; labels in order of how much they change.
 std::vector<std::pair<std::string, std::vector<double>>> by_label(std::span<const Report> reports) {
   std::map<std::string, std::vector<double>> sums;
   for (std::size_t r = 0; r < reports.size(); ++r) {
     for (const PriceRow& price : reports[r].prices) {
       auto& of_label = sums[price.label];
       of_label.resize(reports.size());
-      of_label[r] += price.per_gpu_s;
+      of_label[r] += price.per_gpu_s * price.lasted_s / price.time_s;
     }
   }
   const auto change = [](const std::vector<double>& values) {
@@ -99,8 +107,29 @@ std::string compare(std::span<const Report> reports, std::span<const std::string
   line("overlapped F&B", as_seconds, [](const Report& r) { return r.phases_s.overlapped; });
   line("exposed communication", as_seconds,
        [](const Report& r) { return r.phases_s.exposed_communication; });
+  line("  of experts", as_seconds, [](const Report& r) { return r.exposed_s.expert; });
+  line("  tensor parallel", as_seconds, [](const Report& r) { return r.exposed_s.tensor; });
+  line("  gradients and parameters", as_seconds, [](const Report& r) { return r.exposed_s.data; });
+  line("  pipeline", as_seconds, [](const Report& r) { return r.exposed_s.pipeline; });
   line("optimizer", as_seconds, [](const Report& r) { return r.phases_s.optimizer; });
   line("bubble", as_seconds, [](const Report& r) { return r.phases_s.bubble; });
+  for (int t = 0; t < kLinkTiers; ++t) {
+    const std::string tier(name_of(static_cast<LinkTier>(t)));
+    if (std::none_of(reports.begin(), reports.end(),
+                     [&](const Report& r) { return tier_of(r, tier) != nullptr; })) {
+      continue;
+    }
+    line(tier + ", busiest link's use", as_percent, [&](const Report& r) {
+      const TierReport* found = tier_of(r, tier);
+      return found == nullptr ? 0 : found->busiest_use;
+    });
+    line(tier + ", time lost to one link", as_seconds, [&](const Report& r) {
+      const TierReport* found = tier_of(r, tier);
+      return found == nullptr ? 0 : found->held_back_s;
+    });
+  }
+  line("op time lost to sharing", as_seconds,
+       [](const Report& r) { return r.network.stretched_s; });
   std::string text = format_table(rows, align);
 
   const auto labels = by_label(reports);
