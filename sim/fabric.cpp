@@ -159,8 +159,10 @@ const Fabric::Tree& Fabric::tree_to(VertexId destination) const {
       const std::uint32_t to = queue[i];
       for (const auto& edge : boost::make_iterator_range(in_edges(to, g))) {
         const std::uint32_t from = source(edge, g);
+        // Most edges lead back; to see that takes no look at the link.
+        if (from >= switches_ || tree.hops[from] <= tree.hops[to]) continue;
         const FabricLink& link = graph_.links[adjacency_->link(edge)];
-        if (from >= switches_ || link.failed) continue;
+        if (link.failed) continue;
         if (tree.hops[from] == kUnreached) {
           tree.hops[from] = tree.hops[to] + 1;
           queue.push_back(from);
