@@ -173,7 +173,7 @@ TEST(Traffic, AClassCarriesWhatAllItsRanksDo) {
     for (std::size_t p = 0; p < 2; ++p) {
       std::vector<StreamId> streams;
       for (std::size_t r = 0; r < replicas; ++r) streams.push_back(experts(p * replicas + r));
-      s.add(exchange(p == 1), 4'000 * kPsPerUs, streams);
+      s.add(exchange(p == 1), 400 * kPsPerUs, streams);
       // Groups {0, 2, .., 14} and {1, 3, .., 15} of a position.
       for (std::size_t g = 0; g < (all ? 2u : 1u); ++g) {
         streams.clear();
@@ -209,22 +209,23 @@ TEST(Traffic, AClassCarriesWhatAllItsRanksDo) {
 
 TEST(Traffic, AFailedLinkLoadsTheOthers) {
   // Two spines; without one of them a leaf has half of its way out.
-  const std::string plain = two_layers(4, 1, 4, "rail_optimised: false\n");
+  const std::string plain = two_layers(8, 1, 4, "rail_optimised: false\n");
   const Fabric whole = fabric_of(plain);
   const Fabric broken = fabric_of(plain + "faults: [{link: leaf0 <-> spine0, failed: true}]\n");
-  Steps s({2, 2});
+  Steps s({4, 4});
   const OpId op = s.add(Send{.bytes = 10'000'000}, 1'000 * kPsPerUs, {out(0), in(1)});
   const Program program = std::move(s.builder).seal();
-  const Traffic before = traffic_of(program, cluster_of(4, 1), whole);
-  const Traffic after = traffic_of(program, cluster_of(4, 1), broken);
+  const Traffic before = traffic_of(program, cluster_of(8, 1), whole);
+  const Traffic after = traffic_of(program, cluster_of(8, 1), broken);
   EXPECT_NEAR(seconds(simulate(program, s.prices, &before).end_ps[op]), 1e-3, 1e-12);
   EXPECT_NEAR(seconds(simulate(program, s.prices, &after).end_ps[op]), 2e-3, 1e-9);
 }
 
 TEST(Traffic, EcmpCollidesWhereSprayingDoesNot) {
-  const Fabric fabric = fabric_of(two_layers(32, 1, 32, "rail_optimised: false\n"));
-  Cluster cluster = cluster_of(32, 1);
-  Steps s({16, 16});
+  // Sixteen leaves of eight, eight spines, one cable between each two.
+  const Fabric fabric = fabric_of(two_layers(128, 1, 16, "rail_optimised: false\n"));
+  Cluster cluster = cluster_of(128, 1);
+  Steps s({64, 64});
   const OpId op = s.add(Send{.bytes = 10'000'000}, 1'000 * kPsPerUs, {out(0), in(1)});
   const Program program = std::move(s.builder).seal();
   const auto end_s = [&] {
@@ -233,7 +234,7 @@ TEST(Traffic, EcmpCollidesWhereSprayingDoesNot) {
   };
   EXPECT_NEAR(end_s(), 1e-3, 1e-12);
   cluster.load_balancing = LoadBalancing::ecmp;
-  // Some cable gets two of the sixteen flows or more: with 16! / 16^16 = 1e-6 it would be none.
+  // Some cable gets two of its leaf's eight flows: 8! / 8^8 = 0.2 % of leaves have no such cable.
   EXPECT_GE(end_s(), 2e-3 - 1e-9);
   cluster.ecmp_flows = 16;
   EXPECT_LT(end_s(), 2e-3);
