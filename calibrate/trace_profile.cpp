@@ -314,6 +314,7 @@ DerivedProfile derive_trace_profile(const std::string& folder, const Profile& ba
   DerivedProfile d;
   d.profile = base;
   d.profile.name = "h800_trace";
+  d.profile.beside_communication = true;
   d.expert_exchange = "expert_exchange_h800_2025_02.yaml";
   d.comment =
       "H800 with the kernel times of DeepSeek's published training trace: for telling the error of "

@@ -118,6 +118,7 @@ std::string write_profile(const DerivedProfile& derived) {
   w.line(2, "source: {}", quoted(p.device.source));
   w.line(0, "launch_gap: {}", time(p.launch_gap_s));
   w.line(0, "launch_gap_source: {}", quoted(p.launch_gap_source));
+  if (p.beside_communication) w.line(0, "beside_communication: true");
   w.line(0, "bandwidth_by_sms:");
   w.line(2, "source: {}", quoted(p.bandwidth_by_sms_source));
   w.line(2, "points:");

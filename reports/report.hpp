@@ -16,6 +16,10 @@
 
 namespace orrery {
 
+/// How transfers are timed: each by a formula, alone on an idle network, or as flows that share the
+/// links of the cluster's fabric, beside computation that shares the GPU with them.
+enum class Network : std::uint8_t { formula, flows };
+
 /// A partition of a rank's step, in seconds: the parts add up to the step (exactly so in integer
 /// picoseconds; the rules are in reports/attribution.hpp). Time of a cell in which no compute op
 /// runs while a communication op does is exposed communication; the rest of the cell belongs to its
@@ -170,7 +174,8 @@ Report summarise(const Scenario& scenario, const Program& program, const PriceLi
 
 /// Each kind of cell that each of these pipeline positions runs (distinct in kind and stages, the
 /// first one of the schedule), built, priced and simulated alone.
-std::vector<IsolatedCell> isolated_cells(const Scenario& scenario, std::span<const int> positions);
+std::vector<IsolatedCell> isolated_cells(const Scenario& scenario, std::span<const int> positions,
+                                         Network network);
 
 /// The position whose isolated cells stand for the step: in the middle of the pipeline, away from
 /// embedding and head (V3: 7 of 0..15).

@@ -10,10 +10,6 @@ namespace orrery {
 
 enum class Engine : std::uint8_t { sweep, events };
 
-/// How transfers are timed: each by a formula, alone on an idle network, or as flows that share the
-/// links of the cluster's fabric.
-enum class Network : std::uint8_t { formula, flows };
-
 struct StudyOptions {
   bool all_ranks = false;
   std::optional<Network> network;  ///< flows if left out and the cluster has a fabric
@@ -21,16 +17,27 @@ struct StudyOptions {
   bool isolated = false;           ///< also the cells of the middle position alone
 };
 
-struct Study {
-  Scenario scenario;
-  Program program;
+/// The network that a study of this scenario runs on. Throws InputError where flows are asked for
+/// and there is no fabric.
+Network network_of(const Scenario& scenario, std::optional<Network> wanted);
+
+/// A Program priced and run.
+struct ProgramRun {
   PriceList prices;
   std::optional<Traffic> traffic;  ///< with Network::flows
   Timeline timeline;
+};
+ProgramRun run_program(const Scenario& scenario, const Program& program, Network network,
+                       Engine engine = Engine::sweep);
+
+struct Study {
+  Scenario scenario;
+  Program program;
+  ProgramRun run;
   Report report;  ///< engine.wall_s: from the scenario to this report
 };
 
-/// Throws InputError where flows are asked for and there is no fabric.
+/// Throws as network_of().
 Study study_step(Scenario scenario, const StudyOptions& options = {});
 
 }  // namespace orrery

@@ -12,6 +12,7 @@
 #include "models/step.hpp"
 #include "reports/attribution.hpp"
 #include "reports/report.hpp"
+#include "reports/study.hpp"
 #include "sim/check.hpp"
 #include "sim/critical_path.hpp"
 #include "sim/memory.hpp"
@@ -98,7 +99,7 @@ std::string describe_plan(const Plan& plan) {
 /// On all GPUs, by shape.
 struct Executions {
   IdVector<ShapeId, std::int64_t> count;
-  IdVector<ShapeId, double> beyond_s;  ///< sum of what transfers took longer than their price
+  IdVector<ShapeId, double> beyond_s;  ///< sum of what they took longer than their price
 };
 
 Executions executions(const Program& program, const PriceList& prices, const Timeline& timeline) {
@@ -117,7 +118,6 @@ Executions executions(const Program& program, const PriceList& prices, const Tim
       for (const StreamId s : streams) times += gpus[rank_of(s).value];
     }
     executed.count[shape] += times;
-    if (program.kind(op) == OpKind::compute) continue;
     const Picoseconds beyond_ps =
         timeline.end_ps[op] - timeline.start_ps[op] - prices.prices[shape].time_ps;
     executed.beyond_s[shape] += static_cast<double>(times) * seconds(beyond_ps);
@@ -409,7 +409,8 @@ std::vector<PhaseSpan> phase_spans(const Program& program, const Timeline& timel
 
 }  // namespace
 
-std::vector<IsolatedCell> isolated_cells(const Scenario& scenario, std::span<const int> positions) {
+std::vector<IsolatedCell> isolated_cells(const Scenario& scenario, std::span<const int> positions,
+                                         Network network) {
   const Plan& plan = scenario.plan;
   const Schedule schedule =
       make_schedule({.kind = plan.schedule,
@@ -422,8 +423,7 @@ std::vector<IsolatedCell> isolated_cells(const Scenario& scenario, std::span<con
     for (const Action& action : schedule.actions[static_cast<std::size_t>(position)]) {
       if (!seen.insert({action.kind, action.stage, action.pair_stage}).second) continue;
       const Program program = build_cell(scenario, position, action);
-      const PriceList prices = price_all(program, scenario.profile, scenario.cluster);
-      const Timeline timeline = sweep(program, prices);
+      const Timeline timeline = run_program(scenario, program, network).timeline;
       cells.push_back({.position = position,
                        .kind = cell_kind(action.kind),
                        .what = describe_action(action),

@@ -124,16 +124,30 @@ std::string memory(const Report& r, const TerminalOptions& options) {
   std::string text = paint(title, kBold, options) +
                      "   parameters gradients optimizer activations workspace communic.\n";
   constexpr std::size_t kBar = 64;
-  for (const RankReport* rank : shown) {
-    const bool too_large = static_cast<double>(rank->memory_peak_bytes) > r.memory_capacity_bytes;
-    std::string bar = memory_bar(*rank, r.memory_capacity_bytes, kBar);
+  const auto looks_like = [&](const RankReport& a, const RankReport& b) {
+    return a.position + 1 == b.position &&
+           format_bytes(static_cast<double>(a.memory_peak_bytes)) ==
+               format_bytes(static_cast<double>(b.memory_peak_bytes)) &&
+           memory_bar(a, r.memory_capacity_bytes, kBar) ==
+               memory_bar(b, r.memory_capacity_bytes, kBar);
+  };
+  for (std::size_t i = 0; i < shown.size();) {
+    const RankReport& rank = *shown[i];
+    std::size_t last = i;  // neighbours that look the same share a line
+    while (last + 1 < shown.size() && looks_like(*shown[last], *shown[last + 1])) ++last;
+    const std::string positions_shown =
+        last == i ? fmt::format("{}", rank.position)
+                  : fmt::format("{}-{}", rank.position, shown[last]->position);
+    const bool too_large = static_cast<double>(rank.memory_peak_bytes) > r.memory_capacity_bytes;
+    std::string bar = memory_bar(rank, r.memory_capacity_bytes, kBar);
     if (bar.size() > kBar) bar.resize(kBar);
-    std::string line =
-        fmt::format("  {:>3} {:<9}{:>9} |{}|{}", rank->position, shorten(stages_of(*rank), 9),
-                    format_bytes(static_cast<double>(rank->memory_peak_bytes)), bar,
-                    too_large ? " too much" : "");
+    std::string line = fmt::format("  {:>5} {:<9}{:>9} |{}|{}", positions_shown,
+                                   shorten(stages_of(rank) + (last == i ? "" : " .."), 9),
+                                   format_bytes(static_cast<double>(rank.memory_peak_bytes)), bar,
+                                   too_large ? " too much" : "");
     text += too_large ? paint(line, kRed, options) : line;
     text += "\n";
+    i = last + 1;
   }
   return text;
 }
@@ -146,18 +160,18 @@ std::string network(const Report& r, const TerminalOptions& options) {
   };
   std::string text;
   if (n.flows) {
-    text += title(fmt::format("{:<40}{:>8}{:>8}{:>11}{:>13}  {}", "Network, as flows", "links",
-                              "use %", "busiest %", "limited by s", "at"));
+    text += title(fmt::format("{:<20}{:>8}{:>8}{:>11}{:>13}  {}", "Network, as flows", "links",
+                              "use %", "busiest %", "held up s", "most at"));
     for (const TierReport& tier : n.tiers) {
-      text += fmt::format("  {:<38}{:>8}{:>8.1f}{:>11.1f}", tier.tier, tier.links,
+      text += fmt::format("  {:<18}{:>8}{:>8.1f}{:>11.1f}", tier.tier, tier.links,
                           100 * tier.mean_use, 100 * tier.busiest_use);
-      if (!tier.limiting.empty()) {
-        text += fmt::format("{:>13.3f}  {}", tier.held_back_s, shorten(tier.limiting, 26));
+      if (tier.held_back_s >= 0.0005) {
+        text += fmt::format("{:>13.3f}  {}", tier.held_back_s, shorten(tier.limiting, 36));
       }
       text += "\n";
     }
-    text += fmt::format("  on {}; sharing made op times {:.3f} s longer per GPU\n",
-                        shorten(n.fabric, 48), n.stretched_s);
+    text += fmt::format("  on {}; ops lost {:.3f} s per GPU to sharing\n", shorten(n.fabric, 54),
+                        n.stretched_s);
   } else {
     text += title("Network, by formula: each transfer alone");
   }

@@ -142,7 +142,7 @@ class TraceWriter {
  public:
   TraceWriter(const Study& study, const std::vector<std::uint32_t>& ranks, const std::string& path)
       : program_(study.program),
-        timeline_(study.timeline),
+        timeline_(study.run.timeline),
         report_(study.report),
         sink_(path, path.size() > 3 && path.compare(path.size() - 3, 3, ".gz") == 0),
         ranks_(ranks),
@@ -152,7 +152,7 @@ class TraceWriter {
       const Shape& shape = program_.shapes()[s];
       shape_name_.push_back(quoted(shape.label));
       shape_args_.push_back(fmt::format(R"("shape":{},"price":{})", quoted(describe(shape)),
-                                        quoted(name_of(study.prices.prices[s].source))));
+                                        quoted(name_of(study.run.prices.prices[s].source))));
     }
   }
 

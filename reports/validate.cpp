@@ -178,7 +178,7 @@ Validation predict(const std::string& file, Request request) {
   std::vector<IsolatedCell> cells;
   if (std::any_of(request.rows.begin(), request.rows.end(), wants_isolated)) {
     const int middle[] = {middle_position(scenario)};
-    cells = isolated_cells(scenario, middle);
+    cells = isolated_cells(scenario, middle, network_of(scenario, std::nullopt));
   }
   rapidjson::Document report;
   report.SetObject();

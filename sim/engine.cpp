@@ -1,4 +1,6 @@
 #include <algorithm>
+#include <array>
+#include <cmath>
 #include <limits>
 #include <optional>
 #include <queue>
@@ -12,6 +14,7 @@ namespace orrery {
 namespace {
 
 constexpr std::uint32_t kNone = std::numeric_limits<std::uint32_t>::max();
+constexpr std::uint32_t kEnded = std::numeric_limits<std::uint32_t>::max();
 
 struct End {
   Picoseconds time_ps = 0;
@@ -80,6 +83,97 @@ class Flows {
   IdVector<FlowId, OpId> op_of_;
 };
 
+/// Computation on each rank, and what communication takes from it at the moment. Sums are kept in
+/// integers, so that what is taken and given back cancels.
+class Computing {
+ public:
+  Computing(const Program& program, const IdVector<ShapeId, GpuShare>* shares)
+      : program_(program), shares_(shares) {
+    if (shares != nullptr) ranks_.resize(program.ranks());
+  }
+
+  /// Communication of this shape starts or ends on the ranks of the op's streams. `reschedule(op,
+  /// end)` is called for computation whose end moves.
+  template <class Reschedule>
+  void change(Picoseconds now, OpId op, bool starts, Reschedule reschedule) {
+    if (shares_ == nullptr) return;
+    const GpuShare& share = (*shares_)[program_.shape(op)];
+    const std::int64_t sign = starts ? 1 : -1;
+    const std::int64_t memory = sign * std::llround(share.memory_taken / kUnit);
+    const std::int64_t sms = sign * std::llround(share.sms_taken / kUnit);
+    if (memory == 0 && sms == 0) return;
+    for (const StreamId stream : program_.streams_of(op)) {
+      Rank& rank = ranks_[rank_of(stream)];
+      rank.memory_taken += memory;
+      rank.sms_taken += sms;
+      for (Running& running : rank.running) {
+        if (!running.on) continue;
+        const double speed = speed_of(rank, running.op);
+        if (speed == running.speed) continue;
+        const double left = static_cast<double>(running.end_ps - now) * running.speed / speed;
+        running.end_ps = now + static_cast<Picoseconds>(std::llround(left));
+        running.speed = speed;
+        reschedule(running.op, running.end_ps);
+      }
+    }
+  }
+
+  /// When computation that starts now will end, as things are.
+  Picoseconds start(Picoseconds now, OpId op, Picoseconds price_ps) {
+    if (shares_ == nullptr) return now + price_ps;
+    Running* running = place_of(op);
+    if (running == nullptr) return now + price_ps;
+    running->on = true;
+    running->op = op;
+    running->speed = speed_of(ranks_[rank_of(program_.streams_of(op).front())], op);
+    running->end_ps = now + static_cast<Picoseconds>(
+                                std::llround(static_cast<double>(price_ps) / running->speed));
+    return running->end_ps;
+  }
+
+  void end(OpId op) {
+    if (shares_ == nullptr) return;
+    if (Running* running = place_of(op)) running->on = false;
+  }
+
+ private:
+  static constexpr double kUnit = 0x1p-40;
+  static constexpr double kMostTaken = 0.75;  // communication starves nobody
+
+  struct Running {
+    bool on = false;
+    OpId op;
+    double speed = 1;
+    Picoseconds end_ps = 0;
+  };
+  struct Rank {
+    std::int64_t memory_taken = 0;  // in kUnit
+    std::int64_t sms_taken = 0;
+    std::array<Running, 2> running;  // on the compute stream and that of weight gradients
+  };
+
+  /// Null for what runs on a communication stream: it shares that stream's SMs.
+  Running* place_of(OpId op) {
+    const auto streams = program_.streams_of(op);
+    if (streams.empty()) return nullptr;
+    const StreamKind kind = kind_of(streams.front());
+    if (kind != StreamKind::compute && kind != StreamKind::weight_gradient) return nullptr;
+    return &ranks_[rank_of(streams.front())].running[kind == StreamKind::compute ? 0 : 1];
+  }
+
+  double speed_of(const Rank& rank, OpId op) const {
+    const auto taken = [](std::int64_t units) {
+      return std::min(kMostTaken, static_cast<double>(units) * kUnit);
+    };
+    return (*shares_)[program_.shape(op)].speed_beside(taken(rank.memory_taken),
+                                                       taken(rank.sms_taken));
+  }
+
+  const Program& program_;
+  const IdVector<ShapeId, GpuShare>* shares_;
+  IdVector<RankId, Rank> ranks_;
+};
+
 /// Who is told when an op ends: explicit successors as CSR rows, and per place of an op on a stream
 /// the op behind it (kNone: it is the last one).
 struct Waiters {
@@ -120,7 +214,7 @@ Waiters find_waiters(const Program& program) {
 
 }  // namespace
 
-Timeline simulate(const Program& program, const PriceList& prices, const Traffic* traffic) {
+Timeline simulate(const Program& program, const PriceList& prices, const Contention& contention) {
   const IdVector<ShapeId, Picoseconds> duration_ps = durations(program, prices);
   const Waiters waiters = find_waiters(program);
   const std::size_t n = program.size();
@@ -151,8 +245,17 @@ Timeline simulate(const Program& program, const PriceList& prices, const Traffic
   };
 
   Picoseconds now = 0;
-  Flows flows(program, traffic, duration_ps);
+  Flows flows(program, contention.traffic, duration_ps);
+  Computing computing(program, contention.shares);
   std::priority_queue<End, std::vector<End>, Later> ends;
+  const auto end_at = [&](OpId op, Picoseconds end_ps) {
+    timeline.end_ps[op] = end_ps;
+    ends.push({end_ps, op});
+  };
+  // An end that was rescheduled stays in the queue. waits_for of what has ended is kEnded.
+  const auto stale = [&](const End& end) {
+    return timeline.end_ps[end.op] != end.time_ps || waits_for[end.op] == kEnded;
+  };
   std::vector<OpId> ended;
   while (true) {
     // All that became ready at this instant starts, in the order of ids.
@@ -160,20 +263,35 @@ Timeline simulate(const Program& program, const PriceList& prices, const Traffic
     for (const OpId op : ready) {
       timeline.start_ps[op] = now;
       const Picoseconds price_ps = duration_ps[program.shape(op)];
-      if (!flows.start(now, op, price_ps)) ends.push({now + price_ps, op});
+      if (program.kind(op) == OpKind::compute) {
+        end_at(op, computing.start(now, op, price_ps));
+        continue;
+      }
+      computing.change(now, op, true, end_at);
+      if (!flows.start(now, op, price_ps)) end_at(op, now + price_ps);
     }
     ready.clear();
 
+    while (!ends.empty() && stale(ends.top())) ends.pop();
     const std::optional<Picoseconds> next_flow = flows.next_ps();
     if (ends.empty() && !next_flow) break;
     now = ends.empty() ? *next_flow : ends.top().time_ps;
     if (next_flow) now = std::min(now, *next_flow);
     ended.clear();
     if (next_flow && *next_flow == now) flows.advance(now, ended);
-    for (; !ends.empty() && ends.top().time_ps == now; ends.pop()) ended.push_back(ends.top().op);
+    for (; !ends.empty() && ends.top().time_ps == now; ends.pop()) {
+      if (stale(ends.top())) continue;
+      waits_for[ends.top().op] = kEnded;
+      ended.push_back(ends.top().op);
+    }
     for (const OpId op : ended) {
       ++timeline.events;
       timeline.end_ps[op] = now;
+      if (program.kind(op) == OpKind::compute) {
+        computing.end(op);
+      } else {
+        computing.change(now, op, false, end_at);
+      }
       for (std::uint32_t e = waiters.successor_begin[op.value];
            e < waiters.successor_begin[op.value + 1]; ++e) {
         arrive(waiters.successors[e]);

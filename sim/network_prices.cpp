@@ -395,8 +395,27 @@ Communication communication_of(const ExpertExchange& exchange) {
       exchange.combine ? CommunicationPattern::combine : CommunicationPattern::dispatch;
   if (exchange.ep <= 1 || exchange.tokens == 0) return {.pattern = pattern};
   const ExchangeBytes bytes = bytes_of_exchange(exchange);
-  return {.pattern = pattern, .near_bytes = bytes.nvlink, .far_bytes = bytes.nic};
+  const double all = static_cast<double>(exchange.tokens) * bytes.token;
+  const double nodes = bytes.nic > 0 ? bytes.nodes : 0;
+  const double touched = all * (1 + 1.5 * nodes + 2.5 * bytes.gpus) + 1.5 * bytes.nic;
+  return {.pattern = pattern,
+          .near_bytes = bytes.nvlink,
+          .far_bytes = bytes.nic,
+          .memory_bytes = touched};
 }
+
+namespace {
+
+constexpr double kNcclMemoryBytes = 2.5;  // for each byte sent; NVIDIA/nccl issue 1428
+
+Communication nccl(CommunicationPattern pattern, double near_bytes, double far_bytes) {
+  return {.pattern = pattern,
+          .near_bytes = near_bytes,
+          .far_bytes = far_bytes,
+          .memory_bytes = kNcclMemoryBytes * (near_bytes + far_bytes)};
+}
+
+}  // namespace
 
 Communication communication_of(const Collective& collective, const Cluster& cluster) {
   const Group g = group_of(collective);
@@ -405,9 +424,8 @@ Communication communication_of(const Collective& collective, const Cluster& clus
   const double others = (g.per_node - 1) / g.per_node;
   // Every ring passes through all members of a node, and goes out over the NIC of one of them.
   const auto on_rings = [&](double moved) {
-    return Communication{.pattern = CommunicationPattern::ring,
-                         .near_bytes = alone ? moved : moved * others,
-                         .far_bytes = alone ? 0 : moved / g.per_node};
+    return nccl(CommunicationPattern::ring, alone ? moved : moved * others,
+                alone ? 0 : moved / g.per_node);
   };
   switch (collective.kind) {
     case CollectiveKind::all_reduce: {
@@ -415,16 +433,13 @@ Communication communication_of(const Collective& collective, const Cluster& clus
           !alone && tree_all_reduce_s(bytes, g, cluster) < ring_all_reduce_s(bytes, g, cluster);
       if (!alone && !tree) return on_rings(2 * ring_bytes(bytes, g.ranks));
       const double members = alone ? g.ranks : g.per_node;
-      Communication c{.pattern = CommunicationPattern::ring};
+      double near_bytes = 0;
       if (members > 1) {
-        c.near_bytes = switch_reduces(bytes, members, cluster) ? bytes * (1 + 1 / members)
-                                                               : 2 * ring_bytes(bytes, members);
+        near_bytes = switch_reduces(bytes, members, cluster) ? bytes * (1 + 1 / members)
+                                                             : 2 * ring_bytes(bytes, members);
       }
-      if (tree) {
-        c.pattern = CommunicationPattern::tree;
-        c.far_bytes = tree_nic_bytes(bytes, g);
-      }
-      return c;
+      return nccl(tree ? CommunicationPattern::tree : CommunicationPattern::ring, near_bytes,
+                  tree ? tree_nic_bytes(bytes, g) : 0);
     }
     case CollectiveKind::all_gather:
     case CollectiveKind::reduce_scatter:
@@ -432,18 +447,15 @@ Communication communication_of(const Collective& collective, const Cluster& clus
     case CollectiveKind::broadcast:
       return on_rings(bytes);
     case CollectiveKind::all_to_all:
-      return {.pattern = CommunicationPattern::all_to_all,
-              .near_bytes = bytes * (g.per_node - 1) / g.ranks,
-              .far_bytes = bytes * (g.ranks - g.per_node) / g.ranks};
+      return nccl(CommunicationPattern::all_to_all, bytes * (g.per_node - 1) / g.ranks,
+                  bytes * (g.ranks - g.per_node) / g.ranks);
   }
   return {};
 }
 
 Communication communication_of(const Send& send) {
   const auto bytes = static_cast<double>(send.bytes);
-  return {.pattern = CommunicationPattern::send,
-          .near_bytes = send.same_node ? bytes : 0,
-          .far_bytes = send.same_node ? 0 : bytes};
+  return nccl(CommunicationPattern::send, send.same_node ? bytes : 0, send.same_node ? 0 : bytes);
 }
 
 }  // namespace orrery

@@ -22,10 +22,18 @@ Price price_send(const Send& send, const Cluster& cluster);
 
 /// What the formulas above move: by which pattern, and how many bytes the GPU that sends most sends
 /// over NVLink inside its node and through its NIC to other nodes.
+///
+/// Bytes read and written in a GPU's memory: NCCL's kernels 2 to 3 for each that is sent
+/// (NVIDIA/nccl issue 1428). Of a token's b bytes, dispatched to n nodes, r of them remote, and g
+/// GPUs, DeepEP (@ebfe47e4) reads the token, writes and sends r copies from a buffer, receives them
+/// in another, forwards from there to g more buffers and copies to the output: between
+/// b (1 + n + r + 2 g), where the L2 cache holds what is read again, and b (1 + 2 n + 2 r + 3 g),
+/// where it does not. The means are taken.
 struct Communication {
   CommunicationPattern pattern{};
   double near_bytes = 0;
   double far_bytes = 0;
+  double memory_bytes = 0;
 };
 Communication communication_of(const ExpertExchange& exchange);
 Communication communication_of(const Collective& collective, const Cluster& cluster);

@@ -268,6 +268,7 @@ Profile read_profile(const Node& node, Problems& problems) {
   profile.device = read_device(r.require("device"), problems);
   profile.launch_gap_s = r.quantity("launch_gap", Dimension::seconds);
   profile.launch_gap_source = r.text("launch_gap_source");
+  profile.beside_communication = r.flag_or("beside_communication", false);
   read_bandwidth_by_sms(r.at("bandwidth_by_sms"), profile, problems);
   for (const Node& table : elements(r.at("gemm"), "gemm", problems)) {
     profile.gemms.push_back(read_gemm_table(table, problems));

@@ -134,6 +134,8 @@ struct Profile {
   std::vector<GemmTable> gemms;
   std::vector<AttentionTable> attention;
   std::map<StreamingKind, StreamingRate> streaming;
+  /// The kernels were measured beside communication, so what that takes from them is in their times.
+  bool beside_communication = false;
   ExchangeTable exchange;
 };
 

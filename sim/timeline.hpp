@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "sim/gpu_share.hpp"
 #include "sim/ids.hpp"
 #include "sim/price.hpp"
 #include "sim/program.hpp"
@@ -31,10 +32,17 @@ IdVector<ShapeId, Picoseconds> durations(const Program& program, const PriceList
 /// streams.
 Timeline sweep(const Program& program, const PriceList& prices);
 
-/// Discrete-event engine: ends of ops, ordered by (time, op id). With `traffic`, ops that put
-/// something on shared links end when their flow does, not before their price has passed. Without, or
-/// where nothing ever shares a link, it equals sweep() bit for bit.
+/// What ops share beyond their streams; null: nothing of the kind.
+struct Contention {
+  const Traffic* traffic = nullptr;                     ///< links of the network
+  const IdVector<ShapeId, GpuShare>* shares = nullptr;  ///< memory and SMs of a GPU
+};
+
+/// Discrete-event engine: ends of ops, ordered by (time, op id). Ops that put something on shared
+/// links end when their flow does, not before their price has passed; computation runs slower while
+/// communication takes memory bandwidth and SMs from it. Without contention, or where nothing ever
+/// is shared, it equals sweep() bit for bit.
 Timeline simulate(const Program& program, const PriceList& prices,
-                  const Traffic* traffic = nullptr);
+                  const Contention& contention = {});
 
 }  // namespace orrery

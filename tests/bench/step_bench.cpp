@@ -33,7 +33,8 @@ const Study& study(bool all_ranks) {
   const bool holds_all = kept && kept->program.ranks() == 2048;
   if (!kept || holds_all != all_ranks) {
     kept.reset();
-    kept = study_step(read_scenario(kScenario), {.all_ranks = all_ranks});
+    kept =
+        study_step(read_scenario(kScenario), {.all_ranks = all_ranks, .network = Network::formula});
   }
   return *kept;
 }
@@ -55,7 +56,7 @@ void whole(benchmark::State& state, bool all_ranks) {
   Study s;
   for (auto _ : state) {
     s = Study{};
-    s = study_step(read_scenario(kScenario), {.all_ranks = all_ranks});
+    s = study_step(read_scenario(kScenario), {.all_ranks = all_ranks, .network = Network::formula});
   }
   count(state, s.program);
 }
@@ -87,19 +88,33 @@ void price(benchmark::State& state, bool all_ranks) {
 
 void run_sweep(benchmark::State& state, bool all_ranks) {
   measure(state, all_ranks, [](const Study& s) {
-    benchmark::DoNotOptimize(sweep(s.program, s.prices).end_ps.back());
+    benchmark::DoNotOptimize(sweep(s.program, s.run.prices).end_ps.back());
   });
 }
 
 void run_events(benchmark::State& state, bool all_ranks) {
   measure(state, all_ranks, [](const Study& s) {
-    benchmark::DoNotOptimize(simulate(s.program, s.prices).end_ps.back());
+    benchmark::DoNotOptimize(simulate(s.program, s.run.prices).end_ps.back());
+  });
+}
+
+void run_traffic(benchmark::State& state, bool all_ranks) {
+  measure(state, all_ranks, [](const Study& s) {
+    const Traffic traffic = traffic_of(s.program, s.scenario.cluster, *s.scenario.fabric);
+    benchmark::DoNotOptimize(traffic.loads.size());
+  });
+}
+
+void run_flows(benchmark::State& state, bool all_ranks) {
+  measure(state, all_ranks, [](const Study& s) {
+    const ProgramRun run = run_program(s.scenario, s.program, Network::flows);
+    benchmark::DoNotOptimize(run.timeline.end_ps.back());
   });
 }
 
 void run_summarise(benchmark::State& state, bool all_ranks) {
   measure(state, all_ranks, [](const Study& s) {
-    const Report report = summarise(s.scenario, s.program, s.prices, s.timeline);
+    const Report report = summarise(s.scenario, s.program, s.run.prices, s.run.timeline);
     benchmark::DoNotOptimize(report.fingerprint);
   });
 }
@@ -116,6 +131,8 @@ void add_benchmarks(bool all_ranks) {
   add("price_all", price);
   add("sweep", run_sweep);
   if (!all_ranks) add("simulate", run_events);  // all ranks: many seconds more, the same per op
+  add("traffic_of", run_traffic);
+  add("run_flows", run_flows);
   add("summarise", run_summarise);
 }
 

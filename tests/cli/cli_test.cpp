@@ -234,7 +234,7 @@ TEST_F(Cli, ValidateFailsOnlyWhereAskedTo) {
   EXPECT_TRUE(contains(r.out, "MISSED")) << r.out;
   EXPECT_EQ(orrery({"validate", path("run.yaml"), "--fail-above"}).status, 3);
   const json rows = json::parse(orrery({"validate", kRuns, "--json", "-"}).out);
-  EXPECT_EQ(rows.at("runs").size(), 4u);
+  EXPECT_EQ(rows.at("runs").size(), 5u);
 }
 
 }  // namespace

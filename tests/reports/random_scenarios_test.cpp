@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "models/step.hpp"
-#include "reports/report.hpp"
+#include "reports/study.hpp"
 #include "sim/timeline.hpp"
 
 namespace orrery {
@@ -102,6 +102,9 @@ TEST(RandomScenarios, ComeOutOfTheChainWhole) {
       const PriceList prices = price_all(program, scenario.profile, scenario.cluster);
       const Timeline timeline = sweep(program, prices);
       RC_ASSERT(timeline.fingerprint() == simulate(program, prices).fingerprint());
+      // Streams run in order, so whatever takes longer makes nothing end earlier.
+      const Timeline shared = run_program(scenario, program, Network::flows).timeline;
+      RC_ASSERT(shared.makespan_ps() >= timeline.makespan_ps());
       const Report report = summarise(scenario, program, prices, timeline);
       for (const RankReport& rank : report.ranks) {
         RC_ASSERT(std::abs(rank.phases_s.sum() - report.step_time_s) < 1e-9 * report.step_time_s);

@@ -257,7 +257,8 @@ TEST(Terminal, CountsHaveThreeDigitsAndAPrefix) {
 TEST(Compare, NamesWhatDiffers) {
   Report a;
   a.step_time_s = 10;
-  a.prices = {{.label = "attention core", .per_gpu_s = 4}, {.label = "o", .per_gpu_s = 1}};
+  a.prices = {{.label = "attention core", .time_s = 1, .lasted_s = 1, .per_gpu_s = 4},
+              {.label = "o", .time_s = 1, .lasted_s = 1, .per_gpu_s = 1}};
   Report b = a;
   b.step_time_s = 11;
   b.prices[0].per_gpu_s = 5;

@@ -35,7 +35,7 @@ void expect_same_report(const std::string& name, bool all_ranks) {
   // Where threads meet, over and over: who comes first differs from time to time.
   const Study s = study();
   const auto again = [&] {
-    return to_json(summarise(s.scenario, s.program, s.prices, s.timeline), {});
+    return to_json(summarise(s.scenario, s.program, s.run.prices, s.run.timeline), {});
   };
   const std::string one = with_threads(1, again);
   for (int repeat = 0; repeat < 20; ++repeat) ASSERT_EQ(with_threads(4, again), one);

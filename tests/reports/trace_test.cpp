@@ -44,10 +44,10 @@ Study two_ranks() {
   s.op(4'000'000, {on(StreamKind::compute, 1)}, {}, tag(Phase::attn_backward, 4));
   s.end();
   Study study;
-  study.prices = s.prices;
+  study.run.prices = s.prices;
   auto [program, timeline] = s.run();
   study.program = std::move(program);
-  study.timeline = std::move(timeline);
+  study.run.timeline = std::move(timeline);
   study.report.scenario = "two \"ranks\"";
   for (int r = 0; r < 2; ++r) {
     RankReport rank;

@@ -84,7 +84,7 @@ TEST(Traffic, AloneAnOpTakesItsPrice) {
   const OpId op = s.add(Send{.bytes = 10'000'000}, 1'200 * kPsPerUs, {out(0), in(1)});
   const Program program = std::move(s.builder).seal();
   const Traffic traffic = traffic_of(program, cluster_of(4, 1), fabric);
-  const Timeline t = simulate(program, s.prices, &traffic);
+  const Timeline t = simulate(program, s.prices, {&traffic});
   EXPECT_EQ(t.end_ps[op], 1'200 * kPsPerUs);
   EXPECT_EQ(t.fingerprint(), sweep(program, s.prices).fingerprint());
 }
@@ -97,7 +97,7 @@ TEST(Traffic, TwoIntoOneNicShareIt) {
   const OpId b = s.add(Send{.bytes = 10'000'000}, 1'250 * kPsPerUs, {out(1), data(2)});
   const Program program = std::move(s.builder).seal();
   const Traffic traffic = traffic_of(program, cluster_of(4, 1), fabric);
-  const Timeline t = simulate(program, s.prices, &traffic);
+  const Timeline t = simulate(program, s.prices, {&traffic});
   // 20 MB at 10 GB/s; each runs at 5 of the 8 GB/s that it could.
   EXPECT_NEAR(seconds(t.end_ps[a]), 2e-3, 1e-9);
   EXPECT_NEAR(seconds(t.end_ps[b]), 2e-3, 1e-9);
@@ -115,7 +115,7 @@ TEST(Traffic, LanesShareByTheirWeights) {
   const OpId b = s.add(Send{.bytes = 30'000'000}, 3'000 * kPsPerUs, {data(1), data(2)});
   const Program program = std::move(s.builder).seal();
   const Traffic traffic = traffic_of(program, cluster, fabric);
-  const Timeline t = simulate(program, s.prices, &traffic);
+  const Timeline t = simulate(program, s.prices, {&traffic});
   // 7.5 GB/s for 4 ms; the other has sent 10 MB then and sends 20 MB in 2 ms.
   EXPECT_NEAR(seconds(t.end_ps[a]), 4e-3, 1e-9);
   EXPECT_NEAR(seconds(t.end_ps[b]), 6e-3, 1e-9);
@@ -132,7 +132,7 @@ TEST(Traffic, AnOverSubscribedLeafStretchesWhatCrossesIt) {
   }
   const Program program = std::move(s.builder).seal();
   const Traffic traffic = traffic_of(program, cluster_of(12, 1), fabric);
-  const Timeline t = simulate(program, s.prices, &traffic);
+  const Timeline t = simulate(program, s.prices, {&traffic});
   for (const OpId op : ops) EXPECT_NEAR(seconds(t.end_ps[op]), 3e-3, 1e-9);
   const TierUse& up = traffic.tiers[static_cast<std::size_t>(LinkTier::leaf_spine)];
   EXPECT_NEAR(up.busiest_s, 3e-3, 1e-9);
@@ -146,7 +146,7 @@ TEST(Traffic, OneOpAloneIsStretchedByAThinFabricToo) {
   const OpId op = s.add(Send{.bytes = 10'000'000}, 1'000 * kPsPerUs, {out(0), in(1)});
   const Program program = std::move(s.builder).seal();
   const Traffic traffic = traffic_of(program, cluster_of(12, 1), fabric);
-  EXPECT_NEAR(seconds(simulate(program, s.prices, &traffic).end_ps[op]), 3e-3, 1e-9);
+  EXPECT_NEAR(seconds(simulate(program, s.prices, {&traffic}).end_ps[op]), 3e-3, 1e-9);
 }
 
 ExpertExchange exchange(bool combine) {
@@ -201,8 +201,8 @@ TEST(Traffic, AClassCarriesWhatAllItsRanksDo) {
     EXPECT_NEAR(class_traffic.tiers[tier].busiest_s, all_traffic.tiers[tier].busiest_s, 1e-12);
   }
   EXPECT_LT(class_traffic.links.size(), 20u);
-  const Timeline a = simulate(class_program, one.prices, &class_traffic);
-  const Timeline b = simulate(all_program, all.prices, &all_traffic);
+  const Timeline a = simulate(class_program, one.prices, {&class_traffic});
+  const Timeline b = simulate(all_program, all.prices, {&all_traffic});
   EXPECT_GT(a.makespan_ps(), sweep(class_program, one.prices).makespan_ps());
   EXPECT_NEAR(seconds(a.makespan_ps()), seconds(b.makespan_ps()), 1e-3 * seconds(a.makespan_ps()));
 }
@@ -217,8 +217,8 @@ TEST(Traffic, AFailedLinkLoadsTheOthers) {
   const Program program = std::move(s.builder).seal();
   const Traffic before = traffic_of(program, cluster_of(8, 1), whole);
   const Traffic after = traffic_of(program, cluster_of(8, 1), broken);
-  EXPECT_NEAR(seconds(simulate(program, s.prices, &before).end_ps[op]), 1e-3, 1e-12);
-  EXPECT_NEAR(seconds(simulate(program, s.prices, &after).end_ps[op]), 2e-3, 1e-9);
+  EXPECT_NEAR(seconds(simulate(program, s.prices, {&before}).end_ps[op]), 1e-3, 1e-12);
+  EXPECT_NEAR(seconds(simulate(program, s.prices, {&after}).end_ps[op]), 2e-3, 1e-9);
 }
 
 TEST(Traffic, EcmpCollidesWhereSprayingDoesNot) {
@@ -230,7 +230,7 @@ TEST(Traffic, EcmpCollidesWhereSprayingDoesNot) {
   const Program program = std::move(s.builder).seal();
   const auto end_s = [&] {
     const Traffic traffic = traffic_of(program, cluster, fabric);
-    return seconds(simulate(program, s.prices, &traffic).end_ps[op]);
+    return seconds(simulate(program, s.prices, {&traffic}).end_ps[op]);
   };
   EXPECT_NEAR(end_s(), 1e-3, 1e-12);
   cluster.load_balancing = LoadBalancing::ecmp;
