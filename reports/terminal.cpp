@@ -123,7 +123,7 @@ std::string memory(const Report& r, const TerminalOptions& options) {
                       : "");
   std::string text = paint(title, kBold, options) +
                      "   parameters gradients optimizer activations workspace communic.\n";
-  constexpr std::size_t kBar = 64;
+  constexpr std::size_t kBar = 62;
   const auto looks_like = [&](const RankReport& a, const RankReport& b) {
     return a.position + 1 == b.position &&
            format_bytes(static_cast<double>(a.memory_peak_bytes)) ==

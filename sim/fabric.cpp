@@ -287,31 +287,55 @@ std::vector<LinkId> Fabric::route(GpuId source, GpuId destination, std::uint32_t
   return path;
 }
 
+/// From several switches to one, over all shortest paths: `add(link, bytes)` for every link, those
+/// farthest from the destination first.
+template <class Add>
+void Fabric::spread(VertexId destination, const std::map<VertexId, double>& sources,
+                    Add add) const {
+  const Tree& tree = tree_to(destination);
+  std::vector<std::map<VertexId, double>> arriving;  // by hops to the destination
+  for (const auto& [at, bytes] : sources) {
+    const std::size_t hops = tree.hops[at.value];
+    if (arriving.size() <= hops) arriving.resize(hops + 1);
+    arriving[hops].emplace(at, bytes);
+  }
+  for (std::size_t hops = arriving.size(); hops-- > 1;) {
+    for (const auto& [at, bytes] : arriving[hops]) {
+      const std::vector<LinkId> next = next_hops(tree, at);
+      double cables = 0;
+      for (const LinkId link : next) cables += graph_.links[link].cables;
+      for (const LinkId link : next) {
+        const double share = bytes * graph_.links[link].cables / cables;
+        add(link, share);
+        arriving[hops - 1][graph_.links[link].to] += share;
+      }
+    }
+  }
+}
+
 std::vector<std::pair<LinkId, double>> Fabric::spray(GpuId source, GpuId destination) const {
   const Legs legs = legs_between(source, destination);
   std::vector<std::pair<LinkId, double>> shares;
-  for (const LinkId link : legs.before) shares.emplace_back(link, 1.0);
-  if (legs.across) {
-    const Tree& tree = tree_to(legs.across->second);
-    // All switches of `layer` are equally far from the destination, so one layer is one hop.
-    std::map<VertexId, double> layer = {{legs.across->first, 1.0}};
-    while (layer.begin()->first != legs.across->second) {
-      std::map<VertexId, double> following;
-      for (const auto& [at, arriving] : layer) {
-        const std::vector<LinkId> next = next_hops(tree, at);
-        double cables = 0;
-        for (const LinkId link : next) cables += graph_.links[link].cables;
-        for (const LinkId link : next) {
-          const double share = arriving * graph_.links[link].cables / cables;
-          shares.emplace_back(link, share);
-          following[graph_.links[link].to] += share;
-        }
-      }
-      layer = std::move(following);
-    }
-  }
-  for (const LinkId link : legs.after) shares.emplace_back(link, 1.0);
+  const auto add = [&](LinkId link, double share) { shares.emplace_back(link, share); };
+  for (const LinkId link : legs.before) add(link, 1);
+  if (legs.across) spread(legs.across->second, {{legs.across->first, 1.0}}, add);
+  for (const LinkId link : legs.after) add(link, 1);
   return shares;
+}
+
+void Fabric::spray(std::span<const Transfer> transfers, LinkBytes& sums) const {
+  std::map<VertexId, std::map<VertexId, double>> across;  // by destination, source
+  for (const Transfer& t : transfers) {
+    const Legs legs = legs_between(t.from, t.to);
+    for (const LinkId link : legs.before) sums.add(link, t.bytes);
+    if (legs.across && legs.across->first != legs.across->second) {
+      across[legs.across->second][legs.across->first] += t.bytes;
+    }
+    for (const LinkId link : legs.after) sums.add(link, t.bytes);
+  }
+  for (const auto& [destination, sources] : across) {
+    spread(destination, sources, [&](LinkId link, double bytes) { sums.add(link, bytes); });
+  }
 }
 
 Picoseconds Fabric::latency_ps(std::span<const LinkId> path) const {

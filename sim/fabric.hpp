@@ -13,6 +13,7 @@
 // its share of the paths. One shortest-path tree per destination switch, made when first asked for.
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -40,6 +41,22 @@ std::string_view name_of(LinkTier tier);
 /// How traffic reaches another rail of another node: over NVLink to the GPU of that rail in the
 /// sender's node (NCCL's PXN), else across the switches; or always across the switches.
 enum class CrossRail : std::uint8_t { nvlink, spine };
+
+struct Transfer {
+  GpuId from;
+  GpuId to;
+  double bytes = 0;
+};
+
+/// Bytes by link, and which links have any (in no order, perhaps several times).
+struct LinkBytes {
+  IdVector<LinkId, double> bytes;
+  std::vector<LinkId> touched;
+  void add(LinkId link, double more) {
+    bytes[link] += more;
+    touched.push_back(link);
+  }
+};
 
 struct FabricVertex {
   std::string name;  ///< unique: "node3/gpu5", "plane0/leaf2", "core17"
@@ -102,6 +119,11 @@ class Fabric {
   /// of the links that are equally far from the source sum to 1. Throws as route().
   std::vector<std::pair<LinkId, double>> spray(GpuId source, GpuId destination) const;
 
+  /// Adds what these transfers put on each link when they are sprayed; `sums.bytes` has as many
+  /// elements as there are links. Those between the same switches share the work. Throws as
+  /// route().
+  void spray(std::span<const Transfer> transfers, LinkBytes& sums) const;
+
   Picoseconds latency_ps(std::span<const LinkId> path) const;  ///< sum over the links
 
   /// Shortest-path trees made so far: at most one per switch that has endpoints.
@@ -135,6 +157,8 @@ class Fabric {
   Legs legs_between(GpuId source, GpuId destination) const;
   const Tree& tree_to(VertexId destination) const;
   std::vector<LinkId> next_hops(const Tree& tree, VertexId at) const;
+  template <class Add>
+  void spread(VertexId destination, const std::map<VertexId, double>& sources, Add add) const;
 
   FabricGraph graph_;
   std::size_t switches_ = 0;

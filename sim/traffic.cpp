@@ -4,6 +4,7 @@
 #include <map>
 #include <optional>
 #include <tuple>
+#include <utility>
 #include <variant>
 
 #include "sim/check.hpp"
@@ -48,19 +49,21 @@ struct Site {
   friend auto operator<=>(const Site&, const Site&) = default;
 };
 
-/// Bytes on a link where the busiest GPU sends one byte inside its node (near) or out of it (far).
-struct UnitLoad {
-  LinkId link;  // of the fabric
+/// What a class of links carries of one site, in bytes where the busiest GPU sends one byte inside
+/// its node (near) and one out of it (far); and the class that it was before that site.
+struct LinkClass {
+  static constexpr std::uint32_t kNone = 0xFFFFFFFF;
+  std::uint32_t parent = kNone;
+  std::uint32_t site = 0;
   double near = 0;
   double far = 0;
 };
 
-/// What one link carries, by site.
+/// What one link carries, by site, ascending.
 struct SiteLoad {
   std::uint32_t site = 0;
   double near = 0;
   double far = 0;
-  friend auto operator<=>(const SiteLoad&, const SiteLoad&) = default;
 };
 
 bool carries_no_more(const std::vector<SiteLoad>& a, const std::vector<SiteLoad>& b) {
@@ -76,12 +79,20 @@ class TrafficBuilder {
       : program_(program),
         cluster_(cluster),
         fabric_(fabric),
-        near_(fabric.links().size(), 0.0),
-        far_(fabric.links().size(), 0.0) {}
+        class_of_(fabric.links().size()),
+        near_{IdVector<LinkId, double>(fabric.links().size(), 0.0), {}},
+        far_{IdVector<LinkId, double>(fabric.links().size(), 0.0), {}} {
+    // Links of different tiers are never one.
+    classes_.resize(kLinkTiers);
+    for (LinkId link; link.value < class_of_.size(); ++link) {
+      class_of_[link] = static_cast<std::uint32_t>(fabric.links()[link].tier);
+    }
+  }
 
   Traffic build() {
     find_patterns();
-    reduce_links();
+    gather_classes();
+    drop_covered();
     write_loads();
     sum_up_tiers();
     return std::move(traffic_);
@@ -128,7 +139,7 @@ class TrafficBuilder {
         Site site{groups[shape], {}};
         for (const StreamId stream : streams) site.ranks.push_back(rank_of(stream));
         const auto [at, added] = sites.try_emplace(site, static_cast<std::uint32_t>(sites.size()));
-        if (added) unit_loads_.push_back(unit_loads(site));
+        if (added) refine_classes(site, at->second);
         patterns_.push_back({at->second, *moves[shape]});
         traffic_.weights.push_back(
             static_cast<std::uint32_t>(lane_of(kind_of(streams.front()), cluster_.lanes)));
@@ -136,26 +147,42 @@ class TrafficBuilder {
       }
       traffic_.ops.emplace_back(op, found->second);
     }
+    sites_ = sites.size();
   }
 
   // ---- from a site to loads
 
-  std::vector<UnitLoad> unit_loads(const Site& site) {
+  /// Splits every class by what its links carry of this site.
+  void refine_classes(const Site& site, std::uint32_t id) {
     for (const auto& group : groups_at(site)) {
       const UnitTransfers unit = unit_transfers(site.shape.pattern, by_node(group));
-      for (const Transfer& t : unit.near) add(t, near_);
-      for (const Transfer& t : unit.far) add(t, far_);
+      near_transfers_.insert(near_transfers_.end(), unit.near.begin(), unit.near.end());
+      far_transfers_.insert(far_transfers_.end(), unit.far.begin(), unit.far.end());
     }
-    std::sort(touched_.begin(), touched_.end());
-    touched_.erase(std::unique(touched_.begin(), touched_.end()), touched_.end());
-    std::vector<UnitLoad> loads;
-    for (const LinkId link : touched_) {
-      loads.push_back({link, near_[link], far_[link]});
-      near_[link] = far_[link] = 0;
-    }
-    touched_.clear();
-    return loads;
+    load(near_transfers_, near_);
+    load(far_transfers_, far_);
+    using Split = std::tuple<std::uint32_t, double, double>;
+    std::map<Split, std::uint32_t> children;
+    const auto split = [&](LinkId link) {
+      const double near = std::exchange(near_.bytes[link], 0.0);
+      const double far = std::exchange(far_.bytes[link], 0.0);
+      if (near + far == 0) return;
+      const Split key{class_of_[link], rounded(near), rounded(far)};
+      const auto [child, added] =
+          children.try_emplace(key, static_cast<std::uint32_t>(classes_.size()));
+      if (added) classes_.push_back({class_of_[link], id, near, far});
+      class_of_[link] = child->second;
+    };
+    for (const LinkId link : near_.touched) split(link);
+    for (const LinkId link : far_.touched) split(link);
+    near_.touched.clear();
+    far_.touched.clear();
+    near_transfers_.clear();
+    far_transfers_.clear();
   }
+
+  /// Sums in different orders differ in their last bits.
+  static double rounded(double bytes) { return static_cast<double>(static_cast<float>(bytes)); }
 
   /// The groups of real GPUs that an op at this site stands for.
   std::vector<std::vector<GpuId>> groups_at(const Site& site) const {
@@ -198,21 +225,17 @@ class TrafficBuilder {
     return nodes;
   }
 
-  void add(const Transfer& transfer, IdVector<LinkId, double>& sums) {
-    const auto put = [&](LinkId link, double bytes) {
-      sums[link] += bytes;
-      touched_.push_back(link);
-    };
+  void load(const std::vector<Transfer>& transfers, LinkBytes& sums) const {
     if (cluster_.load_balancing == LoadBalancing::spray) {
-      for (const auto& [link, share] : fabric_.spray(transfer.from, transfer.to)) {
-        put(link, transfer.bytes * share);
-      }
+      fabric_.spray(transfers, sums);
       return;
     }
-    for (std::int64_t flow = 0; flow < cluster_.ecmp_flows; ++flow) {
-      const auto label = static_cast<std::uint32_t>(flow);
-      for (const LinkId link : fabric_.route(transfer.from, transfer.to, label)) {
-        put(link, transfer.bytes / static_cast<double>(cluster_.ecmp_flows));
+    for (const Transfer& t : transfers) {
+      for (std::int64_t flow = 0; flow < cluster_.ecmp_flows; ++flow) {
+        const auto label = static_cast<std::uint32_t>(flow);
+        for (const LinkId link : fabric_.route(t.from, t.to, label)) {
+          sums.add(link, t.bytes / static_cast<double>(cluster_.ecmp_flows));
+        }
       }
     }
   }
@@ -225,75 +248,84 @@ class TrafficBuilder {
                                                                       : cluster_.nic_efficiency());
   }
 
+  /// Links that carry the same of everything. The one of least capacity stands for all.
   struct Candidate {
     LinkId link;
     double bytes_per_s = 0;
-    std::int64_t stands_for = 1;
+    std::int64_t stands_for = 0;
     std::vector<SiteLoad> carries;
   };
 
-  void reduce_links() {
-    std::map<LinkId, std::vector<SiteLoad>> carries;
-    for (std::uint32_t site = 0; site < unit_loads_.size(); ++site) {
-      for (const UnitLoad& load : unit_loads_[site]) {
-        carries[load.link].push_back({site, load.near, load.far});
-      }
+  std::vector<SiteLoad> carried_by(std::uint32_t link_class) const {
+    std::vector<SiteLoad> loads;
+    for (std::uint32_t c = link_class; classes_[c].parent != LinkClass::kNone;
+         c = classes_[c].parent) {
+      loads.push_back({classes_[c].site, classes_[c].near, classes_[c].far});
     }
-    // Same sites, same loads, same tier: the one of least capacity stands for all.
-    std::map<std::pair<LinkTier, std::vector<SiteLoad>>, std::size_t> alike;
-    std::vector<Candidate> candidates;
-    for (auto& [link, loads] : carries) {
-      const LinkTier tier = fabric_.links()[link].tier;
-      const double bytes_per_s = achieved_bytes_per_s(link);
-      const auto [found, added] = alike.try_emplace({tier, loads}, candidates.size());
-      if (added) {
-        candidates.push_back({link, bytes_per_s, 1, std::move(loads)});
-        continue;
-      }
-      Candidate& same = candidates[found->second];
-      ++same.stands_for;
-      if (bytes_per_s < same.bytes_per_s) {
-        same.link = link;
-        same.bytes_per_s = bytes_per_s;
-      }
-    }
+    std::reverse(loads.begin(), loads.end());
+    return loads;
+  }
 
-    // Whoever carries no more of anything than another that has no more capacity goes. Only links
-    // with the same sites are compared; the busiest come first.
-    std::map<std::vector<std::uint32_t>, std::vector<Candidate>> by_sites;
-    for (Candidate& c : candidates) {
+  void gather_classes() {
+    std::vector<std::size_t> candidate_of(classes_.size(), candidates_.max_size());
+    for (LinkId link; link.value < class_of_.size(); ++link) {
+      const std::uint32_t its = class_of_[link];
+      if (classes_[its].parent == LinkClass::kNone) continue;  // carries nothing
+      const double bytes_per_s = achieved_bytes_per_s(link);
+      std::size_t& index = candidate_of[its];
+      if (index == candidates_.max_size()) {
+        index = candidates_.size();
+        candidates_.push_back({link, bytes_per_s, 0, carried_by(its)});
+      }
+      Candidate& candidate = candidates_[index];
+      ++candidate.stands_for;
+      if (bytes_per_s < candidate.bytes_per_s) {
+        candidate.link = link;
+        candidate.bytes_per_s = bytes_per_s;
+      }
+    }
+  }
+
+  /// Whoever carries no more of anything than another that has no more capacity goes. Only links
+  /// that carry something of the same sites are compared; the busiest come first.
+  void drop_covered() {
+    std::map<std::vector<std::uint32_t>, std::vector<const Candidate*>> by_sites;
+    for (const Candidate& c : candidates_) {
       std::vector<std::uint32_t> sites;
       for (const SiteLoad& load : c.carries) sites.push_back(load.site);
-      by_sites[sites].push_back(std::move(c));
+      by_sites[sites].push_back(&c);
     }
     for (auto& [sites, rivals] : by_sites) {
-      const auto sum = [](const Candidate& c) {
+      const auto busy = [](const Candidate* c) {
         double bytes = 0;
-        for (const SiteLoad& load : c.carries) bytes += load.near + load.far;
-        return bytes / c.bytes_per_s;
+        for (const SiteLoad& load : c->carries) bytes += load.near + load.far;
+        return bytes / c->bytes_per_s;
       };
       std::stable_sort(rivals.begin(), rivals.end(),
-                       [&](const Candidate& a, const Candidate& b) { return sum(a) > sum(b); });
+                       [&](const Candidate* a, const Candidate* b) { return busy(a) > busy(b); });
       std::vector<const Candidate*> kept;
-      for (const Candidate& c : rivals) {
+      for (const Candidate* c : rivals) {
         const auto covers = [&](const Candidate* k) {
-          return k->bytes_per_s <= c.bytes_per_s && carries_no_more(c.carries, k->carries);
+          return k->bytes_per_s <= c->bytes_per_s && carries_no_more(c->carries, k->carries);
         };
-        if (std::any_of(kept.begin(), kept.end(), covers)) continue;
-        kept.push_back(&c);
-        reduced_.push_back(c);
+        if (std::none_of(kept.begin(), kept.end(), covers)) kept.push_back(c);
       }
+      reduced_.insert(reduced_.end(), kept.begin(), kept.end());
     }
     std::sort(reduced_.begin(), reduced_.end(),
-              [](const Candidate& a, const Candidate& b) { return a.link < b.link; });
+              [](const Candidate* a, const Candidate* b) { return a->link < b->link; });
   }
 
   // ---- the result
 
+  static double bytes(const SiteLoad& load, const Communication& moves) {
+    return load.near * moves.near_bytes + load.far * moves.far_bytes;
+  }
+
   void write_loads() {
-    std::vector<std::vector<std::pair<LinkId, SiteLoad>>> at_site(unit_loads_.size());
+    std::vector<std::vector<std::pair<LinkId, SiteLoad>>> at_site(sites_);
     for (std::size_t i = 0; i < reduced_.size(); ++i) {
-      const Candidate& c = reduced_[i];
+      const Candidate& c = *reduced_[i];
       const LinkTier tier = fabric_.links()[c.link].tier;
       traffic_.links.push_back({fabric_.link_name(c.link), tier, c.stands_for});
       for (const SiteLoad& load : c.carries) at_site[load.site].emplace_back(LinkId(i), load);
@@ -301,11 +333,8 @@ class TrafficBuilder {
     traffic_.fabric = fabric_.name();
     traffic_.load_begin.push_back(0);
     for (const Pattern& pattern : patterns_) {
-      const auto bytes = [&](const auto& load) {
-        return load.near * pattern.moves.near_bytes + load.far * pattern.moves.far_bytes;
-      };
       for (const auto& [link, load] : at_site[pattern.site]) {
-        const double busy_s = bytes(load) / reduced_[link.value].bytes_per_s;
+        const double busy_s = bytes(load, pattern.moves) / reduced_[link.value]->bytes_per_s;
         if (busy_s > 0) traffic_.loads.push_back({link, busy_s});
       }
       traffic_.load_begin.push_back(static_cast<std::uint32_t>(traffic_.loads.size()));
@@ -313,22 +342,23 @@ class TrafficBuilder {
   }
 
   void sum_up_tiers() {
-    std::vector<Communication> moved(unit_loads_.size());  // by site, all executions together
+    std::vector<Communication> moved(sites_);  // all executions together
     for (const auto& [op, pattern] : traffic_.ops) {
       const Pattern& p = patterns_[pattern.value];
       moved[p.site].near_bytes += p.moves.near_bytes;
       moved[p.site].far_bytes += p.moves.far_bytes;
     }
-    IdVector<LinkId, double> bytes(fabric_.links().size(), 0.0);
-    for (std::size_t site = 0; site < unit_loads_.size(); ++site) {
-      for (const UnitLoad& load : unit_loads_[site]) {
-        bytes[load.link] += load.near * moved[site].near_bytes + load.far * moved[site].far_bytes;
-      }
+    std::vector<double> carried(classes_.size(), 0.0);  // a class comes after its parent
+    for (std::size_t c = 0; c < classes_.size(); ++c) {
+      const LinkClass& its = classes_[c];
+      if (its.parent == LinkClass::kNone) continue;
+      carried[c] = carried[its.parent] + bytes({its.site, its.near, its.far}, moved[its.site]);
     }
-    for (LinkId link; link.value < bytes.size(); ++link) {
-      if (bytes[link] == 0) continue;
+    for (LinkId link; link.value < class_of_.size(); ++link) {
+      const double sum = carried[class_of_[link]];
+      if (sum == 0) continue;
       TierUse& tier = traffic_.tiers[static_cast<std::size_t>(fabric_.links()[link].tier)];
-      const double busy_s = bytes[link] / achieved_bytes_per_s(link);
+      const double busy_s = sum / achieved_bytes_per_s(link);
       ++tier.links;
       tier.busy_s += busy_s;
       if (busy_s <= tier.busiest_s) continue;
@@ -341,13 +371,17 @@ class TrafficBuilder {
   const Cluster& cluster_;
   const Fabric& fabric_;
   Traffic traffic_;
-  std::vector<Pattern> patterns_;                  // by PatternId
-  std::vector<std::vector<UnitLoad>> unit_loads_;  // by site
-  std::vector<Candidate> reduced_;
-  // Scratch of unit_loads(): bytes by link of the fabric, and which are not 0.
-  IdVector<LinkId, double> near_;
-  IdVector<LinkId, double> far_;
-  std::vector<LinkId> touched_;
+  std::vector<Pattern> patterns_;  // by PatternId
+  std::size_t sites_ = 0;
+  std::vector<LinkClass> classes_;            // first one per tier
+  IdVector<LinkId, std::uint32_t> class_of_;  // by link of the fabric
+  std::vector<Candidate> candidates_;
+  std::vector<const Candidate*> reduced_;
+  // Scratch of refine_classes().
+  std::vector<Transfer> near_transfers_;
+  std::vector<Transfer> far_transfers_;
+  LinkBytes near_;
+  LinkBytes far_;
 };
 
 }  // namespace

@@ -1,7 +1,8 @@
 #include "sim/transfers.hpp"
 
 #include <algorithm>
-#include <map>
+#include <unordered_map>
+#include <utility>
 
 #include "sim/check.hpp"
 
@@ -20,12 +21,20 @@ GpuId on_rail(const std::vector<GpuId>& node, std::size_t rail) {
   return node[std::min(rail, node.size() - 1)];
 }
 
-/// From node a to node b, on all rails side by side.
-void across(std::vector<Transfer>& far, Nodes nodes, std::size_t a, std::size_t b) {
-  for (std::size_t rail = 0; rail < largest(nodes); ++rail) {
-    far.push_back({on_rail(nodes[a], rail), on_rail(nodes[b], rail), 1});
+/// Collects transfers between nodes, which go on all rails side by side.
+struct Across {
+  explicit Across(Nodes all) : nodes(all), rails(largest(all)) {}
+
+  void operator()(std::size_t a, std::size_t b) {
+    for (std::size_t rail = 0; rail < rails; ++rail) {
+      far.push_back({on_rail(nodes[a], rail), on_rail(nodes[b], rail), 1});
+    }
   }
-}
+
+  Nodes nodes;
+  std::size_t rails;
+  std::vector<Transfer> far;
+};
 
 void ring_inside(std::vector<Transfer>& near, Nodes nodes) {
   for (const auto& node : nodes) {
@@ -48,21 +57,21 @@ void everyone_inside(std::vector<Transfer>& near, Nodes nodes) {
 
 /// Node i of the one tree is node n - 1 - i of the other, so that who is inside in one is a leaf of
 /// the other (with an even number of nodes).
-void double_tree(std::vector<Transfer>& far, Nodes nodes) {
-  const std::size_t n = nodes.size();
+void double_tree(Across& across) {
+  const std::size_t n = across.nodes.size();
   for (std::size_t child = 1; child < n; ++child) {
     const std::size_t parent = (child - 1) / 2;
-    across(far, nodes, child, parent);
-    across(far, nodes, parent, child);
-    across(far, nodes, n - 1 - child, n - 1 - parent);
-    across(far, nodes, n - 1 - parent, n - 1 - child);
+    across(child, parent);
+    across(parent, child);
+    across(n - 1 - child, n - 1 - parent);
+    across(n - 1 - parent, n - 1 - child);
   }
 }
 
 void normalise(std::vector<Transfer>& transfers) {
-  std::map<GpuId, double> sent;
+  std::unordered_map<std::uint32_t, double> sent;
   double most = 0;
-  for (const Transfer& t : transfers) most = std::max(most, sent[t.from] += t.bytes);
+  for (const Transfer& t : transfers) most = std::max(most, sent[t.from.value] += t.bytes);
   for (Transfer& t : transfers) t.bytes /= most;
 }
 
@@ -89,16 +98,17 @@ std::string_view name_of(CommunicationPattern pattern) {
 UnitTransfers unit_transfers(CommunicationPattern pattern, Nodes nodes) {
   for (const auto& node : nodes) ORRERY_CHECK(!node.empty(), "a node without members");
   UnitTransfers unit;
+  Across across(nodes);
   switch (pattern) {
     case CommunicationPattern::ring:
       ring_inside(unit.near, nodes);
       for (std::size_t n = 0; nodes.size() > 1 && n < nodes.size(); ++n) {
-        across(unit.far, nodes, n, (n + 1) % nodes.size());
+        across(n, (n + 1) % nodes.size());
       }
       break;
     case CommunicationPattern::tree:
       ring_inside(unit.near, nodes);
-      double_tree(unit.far, nodes);
+      double_tree(across);
       break;
     case CommunicationPattern::all_to_all:
       everyone_inside(unit.near, nodes);
@@ -106,7 +116,7 @@ UnitTransfers unit_transfers(CommunicationPattern pattern, Nodes nodes) {
         for (std::size_t b = 0; b < nodes.size(); ++b) {
           if (a == b) continue;
           for (const GpuId from : nodes[a]) {
-            for (const GpuId to : nodes[b]) unit.far.push_back({from, to, 1});
+            for (const GpuId to : nodes[b]) across.far.push_back({from, to, 1});
           }
         }
       }
@@ -116,12 +126,12 @@ UnitTransfers unit_transfers(CommunicationPattern pattern, Nodes nodes) {
       everyone_inside(unit.near, nodes);
       for (std::size_t a = 0; a < nodes.size(); ++a) {
         for (std::size_t b = 0; b < nodes.size(); ++b) {
-          if (a != b) across(unit.far, nodes, a, b);
+          if (a != b) across(a, b);
         }
       }
       if (pattern == CommunicationPattern::combine) {
         for (Transfer& t : unit.near) std::swap(t.from, t.to);
-        for (Transfer& t : unit.far) std::swap(t.from, t.to);
+        for (Transfer& t : across.far) std::swap(t.from, t.to);
       }
       break;
     case CommunicationPattern::send: {
@@ -131,11 +141,12 @@ UnitTransfers unit_transfers(CommunicationPattern pattern, Nodes nodes) {
       if (near) {
         unit.near.push_back({nodes[0][0], nodes[0][1], 1});
       } else {
-        unit.far.push_back({nodes[0][0], nodes[1][0], 1});
+        across.far.push_back({nodes[0][0], nodes[1][0], 1});
       }
       break;
     }
   }
+  unit.far = std::move(across.far);
   normalise(unit.near);
   normalise(unit.far);
   return unit;

@@ -15,12 +15,6 @@
 
 namespace orrery {
 
-struct Transfer {
-  GpuId from;
-  GpuId to;
-  double bytes = 0;
-};
-
 enum class CommunicationPattern : std::uint8_t {
   ring,        ///< each member to the next; across nodes one ring per member of a node, each over
                ///< that member's NICs, while NVLink passes all rings through all members

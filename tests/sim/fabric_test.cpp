@@ -693,6 +693,7 @@ TEST(Fabric, EveryClusterHasOneThatFits) {
       {"h100_256", {"h100_256"}},
       {"h100_576", {"h100_576"}},
       {"h100_1024", {"h100_1024", "h100_1024_3to1"}},
+      {"h100_131072", {"h100_131072"}},
       {"h800_2048", {"h800_2048_mpft", "h800_2048_mrft"}}};
   for (const auto& file :
        std::filesystem::directory_iterator(ORRERY_SOURCE_DIR "/scenarios/clusters")) {
