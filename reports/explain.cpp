@@ -2,11 +2,14 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
 
 #include "models/layout.hpp"
 #include "models/step.hpp"
 #include "reports/terminal.hpp"
+#include "sim/gpu_share.hpp"
+#include "sim/network_prices.hpp"
 
 namespace orrery {
 
@@ -175,6 +178,58 @@ std::string isolated(const Report& report) {
          format_table(rows, "lrlrrr", "  ");
 }
 
+/// What every communicating shape puts on the network and takes from its GPU, and the links that
+/// are left when those that cannot limit are taken away.
+std::string network(const Study& study) {
+  if (!study.run.traffic) return "Network: by formula, each transfer alone\n";
+  const Traffic& traffic = *study.run.traffic;
+  const Program& program = study.program;
+  const Cluster& cluster = study.scenario.cluster;
+  const FabricCounts counts = study.scenario.fabric->counts();
+  std::string text =
+      fmt::format("Network: flows on {}: {} endpoints, {} switches, {} cables between them, {}\n",
+                  traffic.fabric, counts.endpoints, counts.switches, counts.switch_cables,
+                  cluster.load_balancing == LoadBalancing::spray
+                      ? "packets sprayed"
+                      : fmt::format("ECMP, {} queue pairs a transfer", cluster.ecmp_flows));
+
+  const auto shares =
+      gpu_shares(program, study.run.prices, study.scenario.profile, study.scenario.cluster);
+  Rows rows{{"label", "moves by", "in node", "across", "memory %", "SMs %", "each", "as it ran"}};
+  for (ShapeId id; id.value < program.shapes().size(); ++id) {
+    const Shape& shape = program.shapes()[id];
+    const std::optional<Communication> moves = communication_of(shape, cluster);
+    if (!moves) continue;
+    const auto row = std::find_if(
+        study.report.prices.begin(), study.report.prices.end(), [&](const PriceRow& price) {
+          return price.label == shape.label && price.shape == describe(shape);
+        });
+    if (row == study.report.prices.end()) continue;
+    rows.push_back({shape.label, std::string(name_of(moves->pattern)),
+                    format_bytes(moves->near_bytes), format_bytes(moves->far_bytes),
+                    fmt::format("{:.1f}", 100 * shares[id].memory_taken),
+                    fmt::format("{:.1f}", 100 * shares[id].sms_taken), format_seconds(row->time_s),
+                    format_seconds(row->lasted_s)});
+  }
+  text += "Bytes that the busiest GPU sends; shares of its memory bandwidth and SMs\n";
+  text += format_table(rows, "llrrrrrr", "  ");
+
+  constexpr std::size_t kLinks = 12;
+  std::vector<LinkId> links;
+  for (LinkId link; link.value < traffic.links.size(); ++link) links.push_back(link);
+  const auto& held_s = study.run.timeline.held_back_s;
+  std::stable_sort(links.begin(), links.end(),
+                   [&](LinkId a, LinkId b) { return held_s[a] > held_s[b]; });
+  rows = {{"link", "tier", "stands for", "held ops up"}};
+  for (std::size_t i = 0; i < std::min(kLinks, links.size()); ++i) {
+    const Traffic::SharedLink& link = traffic.links[links[i]];
+    rows.push_back({link.name, std::string(name_of(link.tier)), whole(link.stands_for),
+                    format_seconds(held_s[links[i]])});
+  }
+  return text + fmt::format("{} links can limit; those that did most\n", traffic.links.size()) +
+         format_table(rows, "llrr", "  ");
+}
+
 std::string prices(const Report& report) {
   Rows rows{{"share", "per GPU", "count", "each", "source", "spread", "label", "shape", "note"}};
   for (const PriceRow& row : report.prices) {
@@ -208,7 +263,8 @@ std::string explain(const Study& study) {
   std::string text = to_yaml(study.scenario);
   for (const std::string& section :
        {parameters(study.scenario), stages(study.scenario), memory(study.report),
-        groups(study.scenario), program(study), isolated(study.report), prices(study.report)}) {
+        groups(study.scenario), program(study), isolated(study.report), network(study),
+        prices(study.report)}) {
     if (!section.empty()) text += fmt::format("\n{}", comment(section));
   }
   for (const std::string& note : study.scenario.notes)

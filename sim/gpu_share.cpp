@@ -10,6 +10,7 @@ namespace orrery {
 IdVector<ShapeId, GpuShare> gpu_shares(const Program& program, const PriceList& prices,
                                        const Profile& profile, const Cluster& cluster) {
   constexpr double kNcclSms = 16;  // of a collective in a DGX node (NVIDIA/nccl issue 689)
+  constexpr double kMost = 0.5;    // tiny transfers: the time is latency, not bytes
   const auto& shapes = program.shapes();
   IdVector<ShapeId, GpuShare> shares(shapes.size());
   if (profile.beside_communication) return shares;
@@ -18,18 +19,12 @@ IdVector<ShapeId, GpuShare> gpu_shares(const Program& program, const PriceList& 
         seconds(prices.prices[id].time_ps) * profile.device.memory_bytes_per_s;
     if (memory_could_move <= 0) continue;
     GpuShare& share = shares[id];
-    const auto communicates = [&](const Communication& c) {
-      share.memory_taken = std::min(0.5, c.memory_bytes / memory_could_move);
-    };
     const auto& work = shapes[id].work;
-    if (const auto* e = std::get_if<ExpertExchange>(&work)) {
-      if (e->ep > 1) communicates(communication_of(*e));
-    } else if (const auto* c = std::get_if<Collective>(&work)) {
-      if (c->ranks <= 1) continue;
-      communicates(communication_of(*c, cluster));
-      share.sms_taken = std::min(0.5, kNcclSms / profile.device.sms);
-    } else if (const auto* s = std::get_if<Send>(&work)) {
-      communicates(communication_of(*s));
+    if (const auto moves = communication_of(shapes[id], cluster)) {
+      share.memory_taken = std::min(kMost, moves->memory_bytes / memory_could_move);
+      if (std::holds_alternative<Collective>(work)) {
+        share.sms_taken = std::min(kMost, kNcclSms / profile.device.sms);
+      }
     } else if (std::holds_alternative<Streaming>(work)) {
       share.memory_bound = 1;
     } else {

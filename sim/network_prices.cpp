@@ -458,4 +458,17 @@ Communication communication_of(const Send& send) {
   return nccl(CommunicationPattern::send, send.same_node ? bytes : 0, send.same_node ? 0 : bytes);
 }
 
+std::optional<Communication> communication_of(const Shape& shape, const Cluster& cluster) {
+  std::optional<Communication> moves;
+  if (const auto* e = std::get_if<ExpertExchange>(&shape.work)) {
+    moves = communication_of(*e);
+  } else if (const auto* c = std::get_if<Collective>(&shape.work)) {
+    if (c->ranks > 1) moves = communication_of(*c, cluster);
+  } else if (const auto* s = std::get_if<Send>(&shape.work)) {
+    moves = communication_of(*s);
+  }
+  if (moves && moves->near_bytes + moves->far_bytes == 0) moves.reset();
+  return moves;
+}
+
 }  // namespace orrery

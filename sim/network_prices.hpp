@@ -1,6 +1,8 @@
 #pragma once
 // Prices of communication by formulas: one collective alone on an idle network.
 
+#include <optional>
+
 #include "sim/price.hpp"
 #include "sim/transfers.hpp"
 
@@ -38,5 +40,7 @@ struct Communication {
 Communication communication_of(const ExpertExchange& exchange);
 Communication communication_of(const Collective& collective, const Cluster& cluster);
 Communication communication_of(const Send& send);
+/// Nullopt for shapes that move nothing between GPUs.
+std::optional<Communication> communication_of(const Shape& shape, const Cluster& cluster);
 
 }  // namespace orrery

@@ -112,17 +112,17 @@ class TrafficBuilder {
     IdVector<ShapeId, std::optional<Communication>> moves(shapes.size());
     IdVector<ShapeId, GroupShape> groups(shapes.size());
     for (ShapeId id; id.value < shapes.size(); ++id) {
+      moves[id] = communication_of(shapes[id], cluster_);
+      if (!moves[id]) continue;
+      GroupShape& group = groups[id];
+      group.pattern = moves[id]->pattern;
       if (const auto* e = std::get_if<ExpertExchange>(&shapes[id].work)) {
-        moves[id] = communication_of(*e);
-        groups[id] = {moves[id]->pattern, e->ep, e->stride};
+        group.ranks = e->ep;
+        group.stride = e->stride;
       } else if (const auto* c = std::get_if<Collective>(&shapes[id].work)) {
-        if (c->ranks > 1) moves[id] = communication_of(*c, cluster_);
-        if (moves[id]) groups[id] = {moves[id]->pattern, c->ranks, c->stride};
-      } else if (const auto* s = std::get_if<Send>(&shapes[id].work)) {
-        moves[id] = communication_of(*s);
-        groups[id] = {moves[id]->pattern, 2, 1};
+        group.ranks = c->ranks;
+        group.stride = c->stride;
       }
-      if (moves[id] && moves[id]->near_bytes + moves[id]->far_bytes == 0) moves[id].reset();
     }
 
     // Ops of one shape whose streams begin and end alike are at one site.
