@@ -70,7 +70,7 @@ Waiters find_waiters(const Program& program) {
 }  // namespace
 
 Timeline simulate(const Program& program, const PriceList& prices) {
-  const IdVector<ShapeId, Picoseconds> duration_ps = durations(program, prices);
+  const Durations duration_ps(program, prices);
   const Waiters waiters = find_waiters(program);
   const std::size_t n = program.size();
   Timeline timeline;
@@ -106,7 +106,7 @@ Timeline simulate(const Program& program, const PriceList& prices) {
     std::sort(ready.begin(), ready.end());
     for (const OpId op : ready) {
       timeline.start_ps[op] = now;
-      events.push({now + duration_ps[program.shape(op)], EventPhase::end, op});
+      events.push({now + duration_ps[op], EventPhase::end, op});
     }
     ready.clear();
     if (events.empty()) break;
