@@ -68,7 +68,7 @@ struct RouterOutcome {
   std::vector<double> max_violation;  ///< of each step's batch
   std::vector<std::vector<std::int64_t>> loads;  ///< by step: tokens of each expert
   std::vector<double> bias;                      ///< at the end
-  /// Of each expert at the end, over 16 batches that are not trained on; adds up to 1.
+  /// Of each expert at the end, over 262,144 tokens or more that are not trained on; adds up to 1.
   std::vector<double> popularity;
   /// How alike the choices of one sequence's tokens are (intra-class correlation, over the same
   /// batches): the variance of an expert's share between sequences over p (1 - p). T tokens of one

@@ -8,6 +8,8 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <memory>
+#include <mutex>
 #include <numeric>
 #include <set>
 #include <string_view>
@@ -328,6 +330,30 @@ RecordedCounts read_counts(const std::string& path, const Moe& moe,
   return CountsReader(path, moe, problems).read(layers, also);
 }
 
+namespace {
+
+/// simulate_router, which takes about a second, once for the several Programs of one scenario.
+std::shared_ptr<const RouterOutcome> simulated(const Moe& moe, const RouterDynamics& dynamics,
+                                               std::uint64_t seed) {
+  struct Last {
+    Moe moe;
+    RouterDynamics dynamics;
+    std::uint64_t seed = 0;
+    std::shared_ptr<const RouterOutcome> outcome;
+  };
+  static std::mutex mutex;
+  static Last last;  // of a pure function: whoever asks gets the same
+  const std::lock_guard lock(mutex);
+  if (last.outcome == nullptr || !(last.moe == moe) || !(last.dynamics == dynamics) ||
+      last.seed != seed) {
+    auto outcome = std::make_shared<const RouterOutcome>(simulate_router(moe, dynamics, seed));
+    last = {moe, dynamics, seed, std::move(outcome)};
+  }
+  return last.outcome;
+}
+
+}  // namespace
+
 ExpertLoads::ExpertLoads(const Routing& routing, const Moe& moe, const ExpertGroupShape& shape,
                          std::int64_t last_moe_layer, std::uint64_t seed)
     : routing_(routing),
@@ -341,7 +367,7 @@ ExpertLoads::ExpertLoads(const Routing& routing, const Moe& moe, const ExpertGro
                shape.gpus_per_node, shape.tokens);
   const auto* recorded = std::get_if<RecordedCounts>(&routing.kind);
   if (const auto* dynamics = std::get_if<RouterDynamics>(&routing.kind)) {
-    router_ = simulate_router(moe, *dynamics, Random::of({seed, kRouterStream}).next());
+    router_ = simulated(moe, *dynamics, Random::of({seed, kRouterStream}).next());
   }
   const auto tokens = static_cast<double>(shape.tokens_per_gpu);
   if (routing.independent_tokens) {

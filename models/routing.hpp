@@ -21,6 +21,7 @@
 
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -121,7 +122,7 @@ class ExpertLoads {
   /// Tokens that a GPU's micro-batch varies like; 0: it does not vary.
   std::int64_t independent_tokens() const { return independent_tokens_; }
   /// Of a router that was simulated.
-  const std::optional<RouterOutcome>& router() const { return router_; }
+  const RouterOutcome* router() const { return router_.get(); }
 
  private:
   std::vector<std::int64_t> draw(std::span<const double> popularity, std::uint64_t layer,
@@ -133,7 +134,7 @@ class ExpertLoads {
   std::int64_t last_moe_layer_;
   std::uint64_t seed_;
   std::int64_t independent_tokens_ = 0;
-  std::optional<RouterOutcome> router_;
+  std::shared_ptr<const RouterOutcome> router_;
   mutable std::map<std::int64_t, std::vector<double>> popularity_;  ///< by layer, as asked for
 };
 

@@ -67,7 +67,7 @@ class StepBuilder {
             options.all_ranks ? 1 : layout_.slots())),
         factory_(scenario, layout_) {
     index_groups();
-    draw_loads();
+    prepare_loads();
     slow_down();
     for (int s = 0; s < schedule_.shape.stages(); ++s) {
       parameters_.push_back(stage_parameters(scenario, s));
@@ -123,51 +123,36 @@ class StepBuilder {
 
   // ---- uneven experts ----
 
-  /// The loads of every layer with experts and micro-batch, of all groups that are simulated. With
-  /// rank classes that is the first: one group is a fair draw of all, whose times hardly differ over
-  /// a step, while the busiest of all groups in each layer would be one that does not exist.
-  void draw_loads() {
+  void prepare_loads() {
     if (!factory_.uneven()) return;
-    const Model& model = scenario_.model;
-    const std::int64_t layers = model.layers + model.mtp_modules;
-    const ExpertLoads loads = expert_loads(scenario_);
-    const std::int64_t groups =
-        replicas_.count == 1
-            ? 1
-            : layout_.group_count(GroupKind::expert) / plan_.parallelism.expert_tp;
+    const std::int64_t layers = scenario_.model.layers + scenario_.model.mtp_modules;
+    draws_.emplace(expert_loads(scenario_));
     loads_.resize(static_cast<std::size_t>(layers * plan_.micro_batches()));
-    for (std::int64_t layer = 0; layer < layers; ++layer) {
-      if (!model.is_moe(std::min(layer, model.layers - 1))) continue;
-      for (std::int64_t m = 0; m < plan_.micro_batches(); ++m) {
-        std::vector<GroupLoad>& of_groups =
-            loads_[static_cast<std::size_t>(layer * plan_.micro_batches() + m)];
-        for (std::int64_t g = 0; g < groups; ++g) {
-          of_groups.push_back(loads.group_load(layer, m, g));
-        }
-      }
-    }
+    fullest_.resize(held_.size());
     for (std::int64_t slot = 0; slot < replicas_.count; ++slot) {
       const Coordinates c = layout_.coordinates(slot);
       places_.push_back(
           {static_cast<std::uint32_t>(c.expert_dp), static_cast<std::uint32_t>(c.ep)});
     }
-    for (const std::vector<int>& stages : held_) fullest_.push_back(fullest_gpu(stages));
   }
 
-  /// Which GPU of the first group gets the most rows over the stages' layers and all micro-batches.
-  std::uint32_t fullest_gpu(const std::vector<int>& stages) const {
+  /// Which GPU of the first group gets the most rows over a position's layers and all micro-batches.
+  std::uint32_t fullest_gpu(int position) {
+    std::optional<std::uint32_t>& fullest = fullest_[static_cast<std::size_t>(position)];
+    if (fullest) return *fullest;
     std::vector<std::int64_t> rows(static_cast<std::size_t>(plan_.parallelism.ep), 0);
-    for (const int stage : stages) {
+    for (const int stage : held_[static_cast<std::size_t>(position)]) {
       for_each_load(stage, [&](const std::vector<GroupLoad>& loads) {
         for (std::size_t g = 0; g < rows.size(); ++g) rows[g] += loads.front().gpu[g];
       });
     }
-    return static_cast<std::uint32_t>(std::max_element(rows.begin(), rows.end()) - rows.begin());
+    fullest = static_cast<std::uint32_t>(std::max_element(rows.begin(), rows.end()) - rows.begin());
+    return *fullest;
   }
 
   /// visit(loads of all groups) for each layer with experts of a stage, in each micro-batch.
   template <class Visit>
-  void for_each_load(int stage, Visit visit) const {
+  void for_each_load(int stage, Visit visit) {
     const StageContents& s = plan_.stages[static_cast<std::size_t>(stage)];
     for (std::int64_t layer = s.first_layer; layer < s.first_layer + s.layers; ++layer) {
       if (!scenario_.model.is_moe(layer)) continue;
@@ -181,8 +166,22 @@ class StepBuilder {
     std::uint32_t gpu = 0;
   };
 
-  const std::vector<GroupLoad>& loads_at(std::int64_t layer, std::int64_t micro_batch) const {
-    return loads_[static_cast<std::size_t>(layer * plan_.micro_batches() + micro_batch)];
+  /// The loads of all groups that are simulated, drawn when first asked for. With rank classes that is
+  /// the first group: it is a fair draw of all, whose times hardly differ over a step, while the
+  /// busiest of all groups in each layer would be one that does not exist.
+  const std::vector<GroupLoad>& loads_at(std::int64_t layer, std::int64_t micro_batch) {
+    std::vector<GroupLoad>& of_groups =
+        loads_[static_cast<std::size_t>(layer * plan_.micro_batches() + micro_batch)];
+    if (of_groups.empty()) {
+      const std::int64_t groups =
+          replicas_.count == 1
+              ? 1
+              : layout_.group_count(GroupKind::expert) / plan_.parallelism.expert_tp;
+      for (std::int64_t g = 0; g < groups; ++g) {
+        of_groups.push_back(draws_->group_load(layer, micro_batch, g));
+      }
+    }
+    return of_groups;
   }
 
   const GroupLoad& group_load(const std::vector<GroupLoad>& loads, std::int64_t slot) const {
@@ -198,11 +197,8 @@ class StepBuilder {
 
   /// Rows whose activations a slot keeps. No GPU is the busiest in all layers, so a representative
   /// keeps those of the GPU that gets the most in all of its layers together.
-  LoadLevel kept_rows_of(const std::vector<GroupLoad>& loads, int position,
-                         std::int64_t slot) const {
-    return replicas_.count == 1
-               ? loads.front().gpu[fullest_[static_cast<std::size_t>(position)]]
-               : rows_of(loads, slot);
+  LoadLevel kept_rows_of(const std::vector<GroupLoad>& loads, int position, std::int64_t slot) {
+    return replicas_.count == 1 ? loads.front().gpu[fullest_gpu(position)] : rows_of(loads, slot);
   }
 
   /// Of an op that one or several slots share, `slot` among them. Those of one expert-tensor group
@@ -221,9 +217,9 @@ class StepBuilder {
   }
 
   /// Most rows that a slot keeps in any layer of a stage and any micro-batch.
-  LoadLevel most_rows(int stage, int position, std::int64_t slot) const {
+  LoadLevel most_rows(int stage, int position, std::int64_t slot) {
     LoadLevel most = kLoadLevels;
-    if (loads_.empty()) return most;
+    if (!factory_.uneven()) return most;
     for_each_load(stage, [&](const std::vector<GroupLoad>& loads) {
       most = std::max(most, kept_rows_of(loads, position, slot));
     });
@@ -732,9 +728,10 @@ class StepBuilder {
   ProgramBuilder builder_;
   CellFactory factory_;
   std::array<Groups, 7> groups_;
-  std::vector<std::vector<GroupLoad>> loads_;  ///< by (layer, micro-batch); empty if even
+  std::optional<ExpertLoads> draws_;           ///< none: experts are even, or evenly uneven
+  std::vector<std::vector<GroupLoad>> loads_;  ///< by (layer, micro-batch), as asked for
   std::vector<Place> places_;                  ///< by slot
-  std::vector<std::uint32_t> fullest_;         ///< by position: GPU of its first group
+  std::vector<std::optional<std::uint32_t>> fullest_;  ///< by position: GPU of its first group
   std::vector<StageParameters> parameters_;
   std::map<TemplateKey, CellTemplate> templates_;
   std::vector<Input> forward_input_;  ///< by (stage, micro-batch)

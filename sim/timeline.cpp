@@ -42,8 +42,9 @@ Durations::Durations(const Program& program, const PriceList& prices)
 }
 
 Picoseconds Durations::slowed(OpId op, Picoseconds time_ps) const {
-  if (program_.kind(op) != OpKind::compute) return time_ps;
-  const double factor = program_.slowdown()[rank_of(program_.streams_of(op).front()).value];
+  const auto streams = program_.streams_of(op);
+  if (program_.kind(op) != OpKind::compute || streams.empty()) return time_ps;
+  const double factor = program_.slowdown()[rank_of(streams.front()).value];
   return std::llround(static_cast<double>(time_ps) * factor);
 }
 

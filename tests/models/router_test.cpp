@@ -97,6 +97,7 @@ TEST(Router, WithoutPreferencesLoadsAreThoseOfIndependentTokens) {
 
 TEST(Router, TheBiasEvensOutWhatOffsetsMakeUneven) {
   RouterDynamics d;
+  d.sequences = 64;
   const RouterOutcome with = simulate_router(v3_moe(), d, 11);
   d.bias_step = 0;
   const RouterOutcome without = simulate_router(v3_moe(), d, 11);
@@ -122,7 +123,7 @@ TEST(Router, SmallStepsAreSlowAndLargeOnesOvershoot) {
   RouterDynamics d;
   d.offset_spread = 0.3;
   d.sequence_spread = 0;
-  d.sequences = 2048;
+  d.sequences = 1024;
   d.tokens = 2;
   const auto run = [&](double step, std::int64_t steps) {
     d.bias_step = step;
@@ -147,8 +148,8 @@ TEST(Router, SmallStepsAreSlowAndLargeOnesOvershoot) {
 TEST(Router, MaxViolationIsOfThePublishedOrder) {
   RouterDynamics d;
   d.sequence_spread = 0;
-  d.sequences = 2048;
-  d.tokens = 8;
+  d.sequences = 1024;
+  d.tokens = 4;
   d.steps = 500;
   const RouterOutcome out = simulate_router(paper_moe(), d, 1);
   const double most = *std::max_element(out.popularity.begin(), out.popularity.end());
@@ -179,6 +180,7 @@ TEST(Router, CorrelationIsThatOfSequences) {
 TEST(Router, TheSequenceLossEvensLoadsOut) {
   RouterDynamics d;
   d.bias_step = 0;
+  d.sequences = 64;
   const auto last = [&](double alpha) {
     d.sequence_loss = alpha;
     const RouterOutcome out = simulate_router(paper_moe(), d, 4);
