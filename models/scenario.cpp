@@ -152,6 +152,10 @@ class PlanReader {
     layout_ok_ = layout_ok_ && cluster_ != nullptr && without_problems([&] { check_world(); });
     if (layout_ok_) layout_ok_ = without_problems([&] { check_expert_block(); });
     if (layout_ok_ && model_ != nullptr) check_split_of_model();
+    if (layout_ok_ && plan_.parallelism.ep == 1 && !stated_load(plan_.routing)) {
+      note("routing changes nothing with ep 1: every GPU has all experts, and their rows together "
+           "are the same");
+    }
     if (batch_ok_) batch_ok_ = without_problems([&] { check_tokens(); });
     if (batch_ok_ && layout_ok_) batch_ok_ = without_problems([&] { check_batch(); });
     if (batch_ok_ && layout_ok_) check_sequence_split();

@@ -147,6 +147,29 @@ TEST(Scenario, EveryFieldOfAPlanReadsBack) {
   }
 }
 
+TEST(Scenario, RecordedCountsReadBack) {
+  const std::filesystem::path file =
+      std::filesystem::temp_directory_path() / "orrery_scenario_test_counts.csv";
+  {
+    std::ofstream out(file);
+    out << "layer,expert,tokens\n";
+    for (int layer = 0; layer < 32; ++layer) {
+      for (int e = 0; e < 8; ++e) out << layer << ',' << e << ',' << (e < 4 ? 300 : 100) << '\n';
+    }
+  }
+  Scenario scenario = read_shipped("mixtral_8x7b_64_h100");
+  RecordedCounts recorded;
+  recorded.file = file.generic_string();
+  for (int layer = 0; layer < 32; ++layer) {
+    recorded.layers[layer] = {{300, 300, 300, 300, 100, 100, 100, 100}};
+  }
+  for (const std::optional<std::int64_t> tokens : {std::optional<std::int64_t>{}, {0}, {17}}) {
+    scenario.plan.routing = {recorded, tokens};
+    expect_equal(scenario, read_scenario_text(to_yaml(scenario), scenario.file, kScenarios));
+  }
+  std::filesystem::remove(file);
+}
+
 // V3 report 3.2 and 4.2: 16 x 128 GPUs, 62,914,560 tokens a step, 120 micro-batches.
 TEST(Scenario, DeepSeekV3IsAsPublished) {
   const Scenario scenario = read_shipped("deepseek_v3_2048_h800");
