@@ -1,6 +1,7 @@
 #include "models/cell.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <deque>
 #include <utility>
 
@@ -22,6 +23,7 @@ struct Segment {
 /// behind.
 struct Unit {
   bool paired = false;  ///< a transformer layer, which overlapped pairs interleave with another
+  bool has_experts = false;
   std::uint16_t layer = kNoLayer;
   // forward: attn, dispatch, mlp, combine; backward: combine, mlp, dispatch, attn.
   const Work* forward[4] = {};
@@ -37,8 +39,9 @@ struct Unit {
   std::int64_t saved_bytes = 0;
 };
 
-Unit layer_unit(const LayerWork& w, const ShardTraffic& shards, std::int64_t layer) {
+Unit layer_unit(const LayerWork& w, const ShardTraffic& shards, std::int64_t layer, bool moe) {
   Unit u;
+  u.has_experts = moe;
   u.shards = &shards;
   u.paired = true;
   u.layer = static_cast<std::uint16_t>(layer);
@@ -70,13 +73,16 @@ Unit edge_unit(const EdgeWork& w, const ShardTraffic& shards, Phase forward, Pha
   return u;
 }
 
+}  // namespace
+
 /// Appends segments to a template. `chain` remembers the last op of a dependency chain, per half.
 class CellWriter {
  public:
   /// SMs of the chains' kernels, of weight gradients, and of exchanges; 0: the whole device.
-  CellWriter(CellTemplate& cell, ProgramBuilder& builder, int chain_sms, int aside_sms,
-             int exchange_sms)
+  CellWriter(CellTemplate& cell, CellFactory& factory, ProgramBuilder& builder, int chain_sms,
+             int aside_sms, int exchange_sms)
       : cell_(cell),
+        factory_(factory),
         builder_(builder),
         chain_sms_(chain_sms),
         aside_sms_(aside_sms),
@@ -132,14 +138,25 @@ class CellWriter {
            aside_sms_);
   }
 
-  void memory(bool at_end, std::int64_t bytes) {
+  /// What a unit keeps for its backward pass, from here on.
+  void save(const Unit& u) { memory(u, Half::forward, u.saved_bytes); }
+  /// ... until here.
+  void release(const Unit& u) { memory(u, Half::backward, -u.saved_bytes); }
+
+ private:
+  void memory(const Unit& u, Half half, std::int64_t bytes) {
+    const bool at_end = half == Half::backward;
     if (bytes == 0) return;
     ORRERY_CHECK(!at_end || !cell_.ops.empty(), "{} bytes released by no op", bytes);
     const auto op = static_cast<std::uint32_t>(at_end ? cell_.ops.size() - 1 : cell_.ops.size());
-    cell_.memory.push_back({.op = op, .at_end = at_end, .bytes = bytes});
+    cell_.memory.push_back({.op = op,
+                            .at_end = at_end,
+                            .bytes = bytes,
+                            .sized_by_rows = u.has_experts && factory_.uneven(),
+                            .half = half,
+                            .layer = u.layer});
   }
 
- private:
   std::uint32_t append(const Work& work, Phase phase, std::uint16_t layer, Half half,
                        std::optional<std::uint32_t> previous, int compute_sms) {
     const auto first = static_cast<std::uint32_t>(cell_.ops.size());
@@ -158,10 +175,16 @@ class CellWriter {
         op.after.push_back(*gathered);
         gathered.reset();
       }
-      Shape shape = item.shape;
-      shape.sms = item.stream == StreamKind::expert_exchange ? exchange_sms_ : compute_sms;
-      if (std::holds_alternative<Collective>(shape.work)) shape.sms = 0;
-      op.shape = builder_.intern(shape);
+      int sms = item.stream == StreamKind::expert_exchange ? exchange_sms_ : compute_sms;
+      if (std::holds_alternative<Collective>(item.shape.work)) sms = 0;
+      if (item.sized_by != SizedBy::plan && factory_.uneven()) {
+        op.sized_by = item.sized_by;
+        op.sizes = factory_.sized(work, index - first, sms);
+      } else {
+        Shape shape = item.shape;
+        shape.sms = sms;
+        op.shape = builder_.intern(shape);
+      }
       cell_.ops.push_back(std::move(op));
       previous = index;
     }
@@ -174,6 +197,7 @@ class CellWriter {
   }
 
   CellTemplate& cell_;
+  CellFactory& factory_;
   ProgramBuilder& builder_;
   int chain_sms_;
   int aside_sms_;
@@ -189,9 +213,11 @@ class CellWriter {
   std::optional<std::uint32_t> gathered_[2];  ///< what the next op of a chain has to wait for
 };
 
+namespace {
+
 void write_forward(CellWriter& w, const Unit& u) {
   w.gather(u.shards->gather, u.layer, Half::forward);
-  w.memory(false, u.saved_bytes);
+  w.save(u);
   for (int i = 0; i < 4; ++i) w.chained(u.forward[i], u.forward_phase[i], u.layer, Half::forward);
   w.end_unit(Half::forward);
 }
@@ -199,7 +225,7 @@ void write_forward(CellWriter& w, const Unit& u) {
 void write_weight(CellWriter& w, const Unit& u) {
   w.aside(u.mlp_weight, u.weight_phase[0], u.layer);
   w.aside(u.attn_weight, u.weight_phase[1], u.layer);
-  w.memory(true, -u.saved_bytes);
+  w.release(u);
   w.scatter(u.shards->scatter, u.layer);
 }
 
@@ -218,7 +244,7 @@ void write_backward(CellWriter& w, const Unit& u, bool with_weight) {
   w.end_unit(Half::backward);
   if (with_weight) {
     w.aside(u.attn_weight, u.weight_phase[1], u.layer);
-    w.memory(true, -u.saved_bytes);
+    w.release(u);
     w.scatter(u.shards->scatter, u.layer);
   }
 }
@@ -235,7 +261,7 @@ void write_pair(CellWriter& w, const Unit& f, const Unit& b) {
   };
   w.gather(b.shards->gather, b.layer, Half::backward);
   w.gather(f.shards->gather, f.layer, Half::forward);
-  w.memory(false, f.saved_bytes);
+  w.save(f);
   backward(0);  // combine(B)
   forward(0);   // attn(F)
   forward(1);   // dispatch(F)
@@ -247,7 +273,7 @@ void write_pair(CellWriter& w, const Unit& f, const Unit& b) {
   backward(3);  // attn(B)
   w.end_unit(Half::backward);
   w.aside(b.attn_weight, b.weight_phase[1], b.layer);
-  w.memory(true, -b.saved_bytes);
+  w.release(b);
   w.scatter(b.shards->scatter, b.layer);
 }
 
@@ -301,7 +327,9 @@ CellFactory::CellFactory(const Scenario& scenario, const Layout& layout) : scena
     dense_shards_ = shard_traffic(layer_shard(model, plan, false), plan, layout);
   }
   if (any_moe) {
-    moe_layer_ = transformer_layer(model, plan, per_node, true);
+    const std::optional<double> stated = stated_load(plan.routing);
+    uneven_ = !stated && plan.parallelism.ep > 1;
+    moe_layer_ = transformer_layer(model, plan, per_node, true, stated.value_or(1));
     moe_shards_ = shard_traffic(layer_shard(model, plan, true), plan, layout);
   }
   embedding_ = embedding_work(model, plan);
@@ -321,8 +349,8 @@ struct CellFactory::Units : std::deque<Unit> {
     const Model& model = f.scenario_.model;
     const StageContents& s = f.scenario_.plan.stages[static_cast<std::size_t>(stage)];
     const auto add_layer = [&](bool moe, std::int64_t layer) {
-      push_back(moe ? layer_unit(f.moe_layer_, f.moe_shards_, layer)
-                    : layer_unit(f.dense_layer_, f.dense_shards_, layer));
+      push_back(moe ? layer_unit(f.moe_layer_, f.moe_shards_, layer, true)
+                    : layer_unit(f.dense_layer_, f.dense_shards_, layer, false));
     };
     const auto add_head = [&] {
       push_back(edge_unit(f.head_, f.head_shards_, Phase::head_forward, Phase::head_backward,
@@ -347,8 +375,64 @@ struct CellFactory::Units : std::deque<Unit> {
   }
 };
 
+namespace {
+
+constexpr Work LayerWork::*kParts[] = {
+    &LayerWork::attn_forward,     &LayerWork::dispatch_forward,  &LayerWork::mlp_forward,
+    &LayerWork::combine_forward,  &LayerWork::combine_backward,  &LayerWork::mlp_backward,
+    &LayerWork::mlp_weight,       &LayerWork::dispatch_backward, &LayerWork::attn_backward,
+    &LayerWork::attn_weight};
+
+}  // namespace
+
+std::uint32_t CellFactory::sized(const Work& work, std::size_t item, int sms) {
+  const auto [known, inserted] = sized_of_.try_emplace(
+      {&work[item], sms}, static_cast<std::uint32_t>(sized_.size()));
+  if (!inserted) return known->second;
+  for (Work LayerWork::*const part : kParts) {
+    if (&(moe_layer_.*part) != &work) continue;
+    sized_.push_back({.part = part, .item = item, .sms = sms});
+    return known->second;
+  }
+  ORRERY_CHECK(false, "item {} is of no part of the layer", item);
+  return 0;
+}
+
+const LayerWork& CellFactory::layer_at(LoadLevel rows) {
+  if (rows == kLoadLevels) return moe_layer_;
+  const auto [known, inserted] = layers_at_.try_emplace(rows);
+  if (inserted) {
+    known->second = transformer_layer(scenario_.model, scenario_.plan,
+                                      scenario_.cluster.gpus_per_node, true, load_of(rows));
+  }
+  return known->second;
+}
+
+ShapeId CellFactory::intern_rows(const CellOp& op, LoadLevel rows, ProgramBuilder& builder) {
+  Sized& sized = sized_[op.sizes];
+  if (sized.by_rows.size() <= rows) sized.by_rows.resize(rows + std::size_t{1}, kNoShape);
+  Shape shape = (layer_at(rows).*sized.part)[sized.item].shape;
+  shape.sms = sized.sms;
+  return sized.by_rows[rows] = builder.intern(shape);
+}
+
+ShapeId CellFactory::shape(const CellOp& op, const GroupLoad& group, ProgramBuilder& builder) {
+  Sized& sized = sized_[op.sizes];
+  const auto [known, inserted] =
+      sized.exchanges.try_emplace({group.busiest_gpu, group.busiest_node});
+  if (inserted) {
+    Shape shape = (moe_layer_.*sized.part)[sized.item].shape;
+    shape.sms = sized.sms;
+    auto& exchange = std::get<ExpertExchange>(shape.work);
+    exchange.busiest_gpu_per_mille = std::llround(1000 * load_of(group.busiest_gpu));
+    exchange.busiest_node_per_mille = std::llround(1000 * load_of(group.busiest_node));
+    known->second = builder.intern(shape);
+  }
+  return known->second;
+}
+
 CellTemplate CellFactory::make(ActionKind kind, int stage, int pair_stage,
-                               ProgramBuilder& builder) const {
+                               ProgramBuilder& builder) {
   const bool overlapped = kind == ActionKind::overlapped;
   const int reserved = scenario_.plan.communication_sms;
   CellTemplate cell;
@@ -357,7 +441,7 @@ CellTemplate CellFactory::make(ActionKind kind, int stage, int pair_stage,
   // Computation gives up the communication SMs only where it runs beside an exchange: everything in
   // an overlapped pair, the weight gradients in a full backward.
   const int rest = reserved > 0 ? scenario_.profile.device.sms - reserved : 0;
-  CellWriter writer(cell, builder, overlapped ? rest : 0,
+  CellWriter writer(cell, *this, builder, overlapped ? rest : 0,
                     overlapped || kind == ActionKind::backward ? rest : 0, reserved);
   switch (kind) {
     case ActionKind::forward:
@@ -411,11 +495,11 @@ CellTemplate CellFactory::make(ActionKind kind, int stage, int pair_stage,
   return cell;
 }
 
-std::int64_t CellFactory::workspace_bytes(int stage) const {
+std::int64_t CellFactory::workspace_bytes(int stage, LoadLevel rows) {
   const StageContents& s = scenario_.plan.stages[static_cast<std::size_t>(stage)];
   std::int64_t bytes = s.head ? head_.memory.workspace_bytes : 0;
   for (std::int64_t l = s.first_layer; l < s.first_layer + s.layers; ++l) {
-    const LayerWork& w = scenario_.model.is_moe(l) ? moe_layer_ : dense_layer_;
+    const LayerWork& w = scenario_.model.is_moe(l) ? layer_at(rows) : dense_layer_;
     bytes = std::max(bytes, w.memory.workspace_bytes);
   }
   return bytes;

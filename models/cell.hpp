@@ -3,7 +3,9 @@
 // stamped into the Program for every micro-batch (and, with all ranks, for every slot).
 
 #include <cstdint>
+#include <map>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "models/layer_work.hpp"
@@ -24,6 +26,8 @@ struct CellOp {
   Half half{};
   Phase phase{};
   std::uint16_t layer = kNoLayer;
+  SizedBy sized_by = SizedBy::plan;  ///< if not plan, CellFactory has the shape of each load
+  std::uint32_t sizes = 0;           ///< which of CellFactory's sized items
   std::optional<GroupKind> group;    ///< the ranks that share this op
   std::vector<std::uint32_t> after;  ///< ops of the cell it waits for, beyond its stream's order
 };
@@ -33,6 +37,11 @@ struct CellMemory {
   std::uint32_t op = 0;
   bool at_end = false;
   std::int64_t bytes = 0;
+  /// In layers with experts whose loads are drawn: `bytes` is of the mean load, that of others is
+  /// CellFactory::saved_bytes, of this layer in the micro-batch that the half works for.
+  bool sized_by_rows = false;
+  Half half{};
+  std::uint16_t layer = kNoLayer;
 };
 
 struct CellTemplate {
@@ -60,17 +69,50 @@ class CellFactory {
   CellFactory(const Scenario& scenario, const Layout& layout);
 
   /// `stage` is the forward half's, `pair_stage` the backward half's for ActionKind::overlapped.
-  CellTemplate make(ActionKind kind, int stage, int pair_stage, ProgramBuilder& builder) const;
+  CellTemplate make(ActionKind kind, int stage, int pair_stage, ProgramBuilder& builder);
 
-  /// Largest workspace of any layer or head of the stage.
-  std::int64_t workspace_bytes(int stage) const;
+  /// Whether loads are drawn, so that ops and memory of layers with experts have sizes by load.
+  bool uneven() const { return uneven_; }
+  /// Shape of an op that is sized by the rows of a GPU, at its load.
+  ShapeId shape(const CellOp& op, LoadLevel rows, ProgramBuilder& builder) {
+    std::vector<ShapeId>& known = sized_[op.sizes].by_rows;
+    if (rows < known.size() && known[rows] != kNoShape) return known[rows];
+    return intern_rows(op, rows, builder);
+  }
+  /// Shape of an exchange.
+  ShapeId shape(const CellOp& op, const GroupLoad& group, ProgramBuilder& builder);
+  /// What a layer with experts keeps for the backward pass.
+  std::int64_t saved_bytes(LoadLevel rows) { return layer_at(rows).memory.saved_bytes; }
+
+  /// Largest workspace of any layer or head of the stage, if its experts get no more than `rows`.
+  std::int64_t workspace_bytes(int stage, LoadLevel rows);
   /// Parameters on this rank of the largest layer, embedding or head of the stage.
   std::int64_t largest_unit_parameters(int stage) const;
 
  private:
   struct Units;
+  friend class CellWriter;
+
+  static constexpr ShapeId kNoShape{0xFFFFFFFF};
+
+  /// A work item of moe_layer_ on so many SMs, and its shapes at the loads it was asked for.
+  struct Sized {
+    Work LayerWork::*part = nullptr;
+    std::size_t item = 0;
+    int sms = 0;
+    std::vector<ShapeId> by_rows;                                 // by level
+    std::map<std::pair<LoadLevel, LoadLevel>, ShapeId> exchanges;  // by busiest GPU and node
+  };
+
+  std::uint32_t sized(const Work& work, std::size_t item, int sms);
+  ShapeId intern_rows(const CellOp& op, LoadLevel rows, ProgramBuilder& builder);
+  const LayerWork& layer_at(LoadLevel rows);
 
   const Scenario& scenario_;
+  bool uneven_ = false;
+  std::vector<Sized> sized_;
+  std::map<std::pair<const WorkItem*, int>, std::uint32_t> sized_of_;
+  std::map<LoadLevel, LayerWork> layers_at_;  ///< moe_layer_ at other loads
   LayerWork dense_layer_;
   LayerWork moe_layer_;
   EdgeWork embedding_;

@@ -44,8 +44,12 @@ class Chain {
   bool fp8() const { return precision().linear != NumberFormat::bf16; }
 
   void add(std::string label, decltype(Shape::work) work) {
-    work_.push_back({.shape = {.work = work, .label = std::move(label)}});
+    work_.push_back(
+        {.shape = {.work = work, .label = std::move(label)}, .sized_by = sized_by_});
   }
+
+  /// What the kernels that follow are sized by.
+  void size_by(SizedBy what) { sized_by_ = what; }
 
   void stream(StreamingKind kind, std::string label, std::int64_t read, std::int64_t written,
               std::int64_t launches = 1) {
@@ -193,6 +197,7 @@ class Chain {
   std::int64_t tp_;
   std::int64_t tokens_;
   std::int64_t local_tokens_;
+  SizedBy sized_by_ = SizedBy::plan;
   Work work_;
 };
 
@@ -581,10 +586,12 @@ void dense_backward(Chain& c, const Layout& layout) {
 // Experts
 
 /// Routed and shared experts of one GPU. The mean expert receives tokens * top_k * ep / experts
-/// rows from its group; the plan's expert_imbalance makes this the busiest GPU of the group.
+/// rows from its group, each of this GPU's `load` times that. How a GPU's rows are spread over its own
+/// experts is not told apart: a grouped GEMM pads each expert to whole tiles, which costs half a tile
+/// an expert on average however they are spread.
 class Experts {
  public:
-  Experts(Chain& c, const Layout& layout, std::int64_t gpus_per_node)
+  Experts(Chain& c, const Layout& layout, std::int64_t gpus_per_node, double load)
       : c_(c),
         layout_(layout),
         moe_(*c.model().moe),
@@ -592,7 +599,7 @@ class Experts {
         etp_(c.plan().parallelism.expert_tp),
         rank_tokens_(c.local_tokens()),
         local_experts_(moe_.routed_experts / ep_),
-        rows_per_expert_(rows_per_expert(c)),
+        rows_per_expert_(rows_per_expert(c, load)),
         rows_(rows_per_expert_ * local_experts_),
         routed_(c, "routed", rows_per_expert_, moe_.expert_intermediate / etp_, local_experts_),
         gpus_per_node_(std::min(gpus_per_node, layout.members_per_node(GroupKind::expert))) {
@@ -604,18 +611,22 @@ class Experts {
     exchange_.gpus_per_node = gpus_per_node_;
     exchange_.stride = layout.stride(GroupKind::expert);
     exchange_.node_limit = moe_.group_limit < moe_.groups ? moe_.group_limit : 0;
+    exchange_.busiest_gpu_per_mille = std::llround(1000 * load);
     // A token arrives once at each GPU that holds one of its experts, and is expanded there.
-    received_ = ep_ == 1 ? rank_tokens_
-                         : std::llround(static_cast<double>(rank_tokens_) *
-                                        mean_gpus_per_token(exchange_) * c.plan().expert_imbalance);
+    received_ = rank_tokens_;
+    if (ep_ > 1) {
+      const double gpus = mean_gpus_per_token(exchange_);
+      received_ = std::llround(static_cast<double>(rank_tokens_) *
+                               std::min(gpus * load, static_cast<double>(ep_)));
+    }
   }
 
-  /// Of one expert on the busiest GPU; at least one, since an empty kernel still runs.
-  static std::int64_t rows_per_expert(const Chain& c) {
+  /// At least one, since an empty kernel still runs.
+  static std::int64_t rows_per_expert(const Chain& c, double load) {
     const Moe& moe = *c.model().moe;
     const Parallelism& p = c.plan().parallelism;
     const double rows = static_cast<double>(c.local_tokens() * p.expert_tp * moe.top_k * p.ep) /
-                        static_cast<double>(moe.routed_experts) * c.plan().expert_imbalance;
+                        static_cast<double>(moe.routed_experts) * load;
     return std::max<std::int64_t>(1, std::llround(rows));
   }
 
@@ -663,7 +674,8 @@ class Experts {
       }
       work.push_back({.shape = {.work = e, .label = backward ? "combine(B)" : "dispatch(F)"},
                       .stream = StreamKind::expert_exchange,
-                      .group = GroupKind::expert});
+                      .group = GroupKind::expert,
+                      .sized_by = SizedBy::expert_exchange});
     }
     append_expert_tensor(work, CollectiveKind::all_gather);
     return work;
@@ -678,7 +690,8 @@ class Experts {
       e.format = c_.precision().combine;
       work.push_back({.shape = {.work = e, .label = backward ? "dispatch(B)" : "combine(F)"},
                       .stream = StreamKind::expert_exchange,
-                      .group = GroupKind::expert});
+                      .group = GroupKind::expert,
+                      .sized_by = SizedBy::expert_exchange});
     }
     return work;
   }
@@ -691,6 +704,7 @@ class Experts {
       if (!c_.block_scaled()) c_.quantize("shared_up input", c_.tokens(), hidden);
       c_.forward(shared->up());
     }
+    c_.size_by(SizedBy::expert_rows);
     c_.stream(StreamingKind::router, "routing map", kFp32 * received_ * moe_.top_k,
               kFp32 * received_ * moe_.top_k, 2);
     permute("expert permute", c_.precision().dispatch);
@@ -700,12 +714,15 @@ class Experts {
     c_.transpose_weight(routed_.down());
     c_.forward(routed_.down());
     unpermute("expert reduce");
+    c_.size_by(SizedBy::plan);
     if (shared) {
       shared->activation_forward();
       c_.forward(shared->down());
       c_.reduce_tokens("shared reduce", hidden, layout_);
     }
+    c_.size_by(SizedBy::expert_rows);
     routed_.keep_activation_input();
+    c_.size_by(SizedBy::plan);
     if (shared) shared->keep_activation_input();
   }
 
@@ -723,6 +740,7 @@ class Experts {
       c_.recast("shared_down input", t, shared->intermediate());
       shared->activation_backward();
     }
+    c_.size_by(SizedBy::expert_rows);
     c_.dequantize("routed activation input", rows_, routed_.up_width(), saved);
     permute("expert gradient permute", c_.precision().dispatch);
     // The routed weights were transposed in the forward pass.
@@ -733,14 +751,17 @@ class Experts {
     c_.stream(StreamingKind::elementwise, "router weight gradient",
               2 * kBf16 * routed_.act_elements(), kFp32 * rows_);
     c_.recast("routed_down input", rows_, routed_.intermediate());
+    c_.size_by(SizedBy::plan);
     if (c_.plan().recompute.norms) {
       c_.norm_forward("ffn norm", rank_tokens_, hidden);
       c_.quantize("expert input", rank_tokens_, hidden);
     }
+    c_.size_by(SizedBy::expert_rows);
     c_.quantize("routed_up gradient", rows_, routed_.up_width());
     c_.backward_input(routed_.up(), false);
     unpermute("expert gradient reduce");
     c_.recast("routed_up gradient", rows_, routed_.up_width());
+    c_.size_by(SizedBy::plan);
     if (shared) {
       c_.quantize("shared_up gradient", t, shared->up_width());
       c_.backward_input(shared->up());
@@ -754,10 +775,12 @@ class Experts {
     const std::int64_t hidden = c_.model().hidden;
     std::optional<FeedForward> shared = shared_experts();
     if (shared) c_.backward_weight(shared->down());
+    c_.size_by(SizedBy::expert_rows);
     c_.recast("routed_down gradient", rows_, hidden);
     c_.backward_weight(routed_.down());
     c_.recast("routed_up input", rows_, hidden);
     c_.backward_weight(routed_.up());
+    c_.size_by(SizedBy::plan);
     if (shared) c_.backward_weight(shared->up());
   }
 
@@ -809,7 +832,8 @@ class Experts {
                                                      GroupKind::expert_tensor)},
                               .label = "expert tensor"},
                     .stream = StreamKind::expert_exchange,
-                    .group = GroupKind::expert_tensor});
+                    .group = GroupKind::expert_tensor,
+                    .sized_by = SizedBy::expert_rows});
   }
 
   Chain& c_;
@@ -866,7 +890,7 @@ std::int64_t attention_workspace_bytes(const Chain& c) {
 }  // namespace
 
 LayerWork transformer_layer(const Model& model, const Plan& plan, std::int64_t gpus_per_node,
-                            bool moe) {
+                            bool moe, double expert_load) {
   Chain c(model, plan);
   const Layout layout(plan.parallelism, gpus_per_node);
   LayerWork w;
@@ -875,7 +899,7 @@ LayerWork transformer_layer(const Model& model, const Plan& plan, std::int64_t g
 
   attention_forward(c, layout);
   if (moe) {
-    Experts experts(c, layout, gpus_per_node);
+    Experts experts(c, layout, gpus_per_node, expert_load);
     experts.route_forward();
     w.attn_forward = c.take();
     w.dispatch_forward = experts.dispatch(false);

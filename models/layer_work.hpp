@@ -16,12 +16,20 @@
 
 namespace orrery {
 
+/// What an operation's size follows.
+enum class SizedBy : std::uint8_t {
+  plan,             ///< the plan alone
+  expert_rows,      ///< also the rows of this GPU's experts
+  expert_exchange,  ///< also what the busiest GPU and node of the group get
+};
+
 /// One operation in a chain: it starts when the one before it in the chain has ended. `group` says
 /// which ranks take part in a collective or an exchange; without it the op is this rank's own.
 struct WorkItem {
   Shape shape;
   StreamKind stream = StreamKind::compute;
   std::optional<GroupKind> group;
+  SizedBy sized_by = SizedBy::plan;
 };
 using Work = std::vector<WorkItem>;
 
@@ -46,8 +54,10 @@ struct LayerWork {
   Work attn_weight;
   LayerMemory memory;
 };
+/// `expert_load`: rows of this GPU's experts over the mean of its group; its exchanges take it for
+/// the busiest of the group. Which operations there are, and in which order, does not depend on it.
 LayerWork transformer_layer(const Model& model, const Plan& plan, std::int64_t gpus_per_node,
-                            bool moe);
+                            bool moe, double expert_load = 1);
 
 /// Embedding, head (final norm, projection, loss), and the front of an MTP module (two norms,
 /// concatenation, projection 2h -> h).

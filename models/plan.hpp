@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "models/routing.hpp"
 #include "models/schedule.hpp"
 #include "sim/shape.hpp"
 
@@ -85,10 +86,7 @@ struct Plan {
   Recompute recompute;
   /// SMs that dispatch and combine kernels hold while they overlap computation.
   int communication_sms = 0;
-  /// Rows on the busiest GPU of an expert-parallel group over the mean, of every layer and
-  /// micro-batch. One rank stands for its class, and its group waits for the busiest at each
-  /// exchange, so the busiest is the one that is modelled. 1: balanced.
-  double expert_imbalance = 1;
+  Routing routing;  ///< which experts tokens choose
 
   /// Tokens of one micro-batch on one rank (the sequence is split over cp).
   std::int64_t micro_batch_tokens() const {

@@ -93,6 +93,31 @@ Node where(MapReader& reader, std::string_view key) {
   return value.at().file.empty() ? reader.node() : value;
 }
 
+std::string resolve(const fs::path& directory, const std::string& path) {
+  return (directory / path).lexically_normal().string();  // an absolute path replaces the directory
+}
+
+/// The path of the file that `node` names; says at `node` if there is none.
+std::optional<std::string> find_named(const Node& node, std::string_view what,
+                                      const fs::path& directory, Problems& problems) {
+  const fs::path path = resolve(directory, node.text());
+  std::error_code ignored;
+  if (fs::is_regular_file(path, ignored)) return path.string();
+  const fs::path named(node.text());
+  std::vector<std::string> names;
+  for (fs::directory_iterator it(path.parent_path(), ignored), end; !ignored && it != end;
+       it.increment(ignored)) {
+    if (it->is_regular_file(ignored)) names.push_back(it->path().filename().string());
+  }
+  std::sort(names.begin(), names.end());
+  const auto near = nearest(named.filename().string(), names);
+  problems.add(
+      node, fmt::format("there is no {} file '{}'", what, path.string()),
+      near ? fmt::format("did you mean '{}'?", (named.parent_path() / *near).generic_string())
+           : "");
+  return std::nullopt;
+}
+
 /// Reads the `plan` map. Values are read in read_...(), each part noting whether it can be relied
 /// on; then check_...() compares the parts that can with one another and with model, cluster and
 /// device.
@@ -101,12 +126,13 @@ class PlanReader {
   /// `model`, `cluster` and `device` may be null: then they had problems, and what depends on them
   /// is not checked.
   PlanReader(const Node& node, const Model* model, const Cluster* cluster, const Device* device,
-             Problems& problems, std::vector<std::string>& notes)
+             const fs::path& directory, Problems& problems, std::vector<std::string>& notes)
       : reader_(node, problems, "plan"),
         layout_reader_(reader_.require("layout"), problems, "plan.layout"),
         model_(model),
         cluster_(cluster),
         device_(device),
+        directory_(directory),
         problems_(problems),
         notes_(notes) {}
 
@@ -119,13 +145,17 @@ class PlanReader {
     read_precision();
     read_recompute();
     read_communication_sms();
-    read_expert_imbalance();
+    read_routing();
     const bool stage_keys_ok = without_problems([&] { read_stage_keys(); });
     reader_.finish();
 
     layout_ok_ = layout_ok_ && cluster_ != nullptr && without_problems([&] { check_world(); });
     if (layout_ok_) layout_ok_ = without_problems([&] { check_expert_block(); });
     if (layout_ok_ && model_ != nullptr) check_split_of_model();
+    if (layout_ok_ && plan_.parallelism.ep == 1 && !stated_load(plan_.routing)) {
+      note("routing changes nothing with ep 1: every GPU has all experts, and their rows together "
+           "are the same");
+    }
     if (batch_ok_) batch_ok_ = without_problems([&] { check_tokens(); });
     if (batch_ok_ && layout_ok_) batch_ok_ = without_problems([&] { check_batch(); });
     if (batch_ok_ && layout_ok_) check_sequence_split();
@@ -298,15 +328,105 @@ class PlanReader {
     }
   }
 
-  void read_expert_imbalance() {
-    const double most =
-        model_ != nullptr && model_->moe ? static_cast<double>(model_->moe->routed_experts) : 1;
-    if (model_ != nullptr && !model_->moe && reader_.has("expert_imbalance")) {
-      problems_.add(where(reader_, "expert_imbalance"),
-                    fmt::format("expert_imbalance, but {} has no experts", model_->name));
+  void read_routing() {
+    if (reader_.has("expert_imbalance")) {
+      const Node value = reader_.at("expert_imbalance");
+      problems_.add(where(reader_, "expert_imbalance"), "expert_imbalance is a kind of routing",
+                    fmt::format("routing: {{imbalance: {}}}",
+                                value.kind() == Node::Kind::scalar ? value.text() : "1.2"));
+    }
+    if (!reader_.has("routing")) return;
+    const Node node = reader_.at("routing");
+    if (model_ == nullptr) return;
+    if (!model_->moe) {
+      problems_.add(where(reader_, "routing"),
+                    fmt::format("routing, but {} has no experts", model_->name));
       return;
     }
-    plan_.expert_imbalance = reader_.number_or("expert_imbalance", 1, 1, most);
+    if (node.kind() != Node::Kind::map) {
+      if (node.kind() == Node::Kind::scalar && node.text() == "balanced") return;
+      problems_.add(where(reader_, "routing"),
+                    "routing must be balanced, or a map with imbalance, popularity, counts or router",
+                    "routing: {popularity: zipf, exponent: 0.2}");
+      return;
+    }
+    MapReader map(node, problems_, "plan.routing");
+    int kinds = 0;
+    for (const std::string_view key : {"imbalance", "popularity", "counts", "router"}) {
+      kinds += map.has(key);
+    }
+    if (kinds != 1) {
+      problems_.add(node, "routing has one of imbalance, popularity, counts and router");
+      return;
+    }
+    Routing& routing = plan_.routing;
+    if (map.has("imbalance")) {
+      routing.kind = StatedImbalance{
+          map.number("imbalance", 1, static_cast<double>(model_->moe->routed_experts))};
+    } else {
+      if (map.has("popularity")) {
+        map.choice<int>("popularity", {{"zipf", 0}});
+        routing.kind = ZipfPopularity{map.number("exponent", 0, 10)};
+      } else if (map.has("counts")) {
+        routing.kind = read_recorded(map);
+      } else {
+        routing.kind = read_router(map.at("router"));
+      }
+      if (map.has("independent_tokens")) {
+        const Node tokens = map.at("independent_tokens");
+        const bool all = tokens.kind() == Node::Kind::scalar && tokens.text() == "all";
+        routing.independent_tokens =
+            all ? kAllTokens : map.integer("independent_tokens", 0, kAllTokens);
+      }
+    }
+    map.finish();
+  }
+
+  RecordedCounts read_recorded(MapReader& map) {
+    RecordedCounts counts;
+    const std::string file = map.text("counts");
+    if (file.empty()) return counts;
+    const auto path = find_named(map.at("counts"), "counts", directory_, problems_);
+    if (!path) return counts;
+    std::vector<std::int64_t> layers;
+    std::vector<std::int64_t> mtp;
+    for (std::int64_t l = 0; l < model_->layers; ++l) {
+      if (model_->is_moe(l)) layers.push_back(l);
+    }
+    for (std::int64_t i = 0; i < model_->mtp_modules; ++i) {
+      if (model_->is_moe(model_->layers - 1)) mtp.push_back(model_->layers + i);
+    }
+    counts = read_counts(*path, *model_->moe, layers, mtp, problems_);
+    counts.file = file;
+    return counts;
+  }
+
+  RouterDynamics read_router(const Node& node) {
+    RouterDynamics d;
+    MapReader map(node, problems_, "plan.routing.router");
+    if (!model_->moe->router_bias) d.bias_step = 0;
+    d.steps = map.integer_or("steps", d.steps, 0, 1'000'000);
+    d.sequences = map.integer_or("sequences", d.sequences, 2, 1 << 20);
+    d.tokens = map.integer_or("tokens", d.tokens, 2, 1 << 20);
+    d.offset_spread = map.number_or("offset_spread", d.offset_spread, 0, 100);
+    d.sequence_spread = map.number_or("sequence_spread", d.sequence_spread, 0, 100);
+    d.token_spread = map.number_or("token_spread", d.token_spread, 0, 100);
+    d.bias_step = map.number_or("bias_step", d.bias_step, 0, 1);
+    d.sequence_loss = map.number_or("sequence_loss", d.sequence_loss, 0, 1000);
+    d.loss_rate = map.number_or("loss_rate", d.loss_rate, 0, 1e6);
+    map.finish();
+    if (d.bias_step > 0 && !model_->moe->router_bias) {
+      problems_.add(node.find("bias_step").value_or(node),
+                    fmt::format("bias_step, but the router of {} has no bias", model_->name));
+    }
+    constexpr std::int64_t kMostTokens = 1'000'000'000;  // minutes
+    const std::int64_t batch = d.sequences * d.tokens;
+    if (batch > kMostTokens / std::max<std::int64_t>(d.steps + 16, 1)) {
+      problems_.add(node, fmt::format("steps x sequences x tokens = {} x {} x {} is more than can be "
+                                      "simulated ({} tokens)",
+                                      d.steps, d.sequences, d.tokens, kMostTokens));
+    }
+    return d;
   }
 
   void read_stage_keys() {
@@ -610,6 +730,7 @@ class PlanReader {
   const Model* model_;
   const Cluster* cluster_;
   const Device* device_;
+  const fs::path& directory_;  ///< that paths in the plan are relative to
   Problems& problems_;
   std::vector<std::string>& notes_;
 
@@ -625,29 +746,11 @@ class PlanReader {
 // --- the files a scenario names
 // ---------------------------------------------------------------------
 
-std::string resolve(const fs::path& directory, const std::string& path) {
-  return (directory / path).lexically_normal().string();  // an absolute path replaces the directory
-}
-
 /// Opens the file that `node` names; says at `node` if there is none.
 Node read_named(const Node& node, std::string_view what, const fs::path& directory,
                 Problems& problems) {
-  const fs::path path = resolve(directory, node.text());
-  std::error_code ignored;
-  if (fs::is_regular_file(path, ignored)) return read_document(path.string(), problems);
-  const fs::path named(node.text());
-  std::vector<std::string> names;
-  for (fs::directory_iterator it(path.parent_path(), ignored), end; !ignored && it != end;
-       it.increment(ignored)) {
-    if (it->is_regular_file(ignored)) names.push_back(it->path().filename().string());
-  }
-  std::sort(names.begin(), names.end());
-  const auto near = nearest(named.filename().string(), names);
-  problems.add(
-      node, fmt::format("there is no {} file '{}'", what, path.string()),
-      near ? fmt::format("did you mean '{}'?", (named.parent_path() / *near).generic_string())
-           : "");
-  return {};
+  const std::optional<std::string> path = find_named(node, what, directory, problems);
+  return path ? read_document(*path, problems) : Node{};
 }
 
 /// The map under `key`, or the document at the path given in its place; unlocated if there is
@@ -755,8 +858,17 @@ Scenario read(const Node& root, const std::string& file, const fs::path& directo
   scenario.plan =
       PlanReader(reader.require("plan"), model_ok ? &scenario.model : nullptr,
                  cluster_ok ? &scenario.cluster : nullptr,
-                 device_ok ? &scenario.profile.device : nullptr, problems, scenario.notes)
+                 device_ok ? &scenario.profile.device : nullptr, directory, problems,
+                 scenario.notes)
           .read();
+  const Node stragglers = reader.at("stragglers");
+  if (reader.has("stragglers")) {
+    scenario.stragglers = read_stragglers(stragglers, problems);
+    if (problems.empty()) {
+      check_stragglers(scenario.stragglers, stragglers, scenario.plan.parallelism.world(),
+                       scenario.cluster.gpus_per_node, problems);
+    }
+  }
   reader.finish();
   return scenario;
 }
@@ -804,6 +916,32 @@ std::string recompute_yaml(const Recompute& r) {
   return words.empty() ? "none" : fmt::format("[{}]", fmt::join(words, ", "));
 }
 
+/// As flow maps, with the line's end; empty if balanced.
+std::string routing_yaml(const Routing& routing) {
+  std::string kind;
+  if (const auto* stated = std::get_if<StatedImbalance>(&routing.kind)) {
+    kind = fmt::format("imbalance: {}", stated->busiest);
+  } else if (const auto* zipf = std::get_if<ZipfPopularity>(&routing.kind)) {
+    kind = fmt::format("popularity: zipf, exponent: {}", zipf->exponent);
+  } else if (const auto* recorded = std::get_if<RecordedCounts>(&routing.kind)) {
+    kind = fmt::format("counts: {}", in_quotes(recorded->file));
+  } else if (const auto* r = std::get_if<RouterDynamics>(&routing.kind)) {
+    kind = fmt::format(
+        "router: {{steps: {}, sequences: {}, tokens: {}, offset_spread: {}, sequence_spread: {}, "
+        "token_spread: {}, bias_step: {}, sequence_loss: {}, loss_rate: {}}}",
+        r->steps, r->sequences, r->tokens, r->offset_spread, r->sequence_spread, r->token_spread,
+        r->bias_step, r->sequence_loss, r->loss_rate);
+  } else {
+    return "";
+  }
+  if (routing.independent_tokens) {
+    kind += *routing.independent_tokens == kAllTokens
+                ? ", independent_tokens: all"
+                : fmt::format(", independent_tokens: {}", *routing.independent_tokens);
+  }
+  return fmt::format("routing: {{{}}}\n", kind);
+}
+
 std::string plan_yaml(const Plan& plan) {
   std::vector<std::int64_t> layers;
   std::string mtp;
@@ -821,8 +959,7 @@ std::string plan_yaml(const Plan& plan) {
       fmt::join(layers, ", "), mtp, plan.sequence_length, plan.micro_batch_sequences,
       plan.global_batch_sequences, precision_yaml(plan.precision), recompute_yaml(plan.recompute),
       plan.communication_sms,
-      plan.expert_imbalance == 1 ? ""
-                                 : fmt::format("expert_imbalance: {}\n", plan.expert_imbalance));
+      routing_yaml(plan.routing));
 }
 
 /// The path of a file as the scenario would have to name it from its own directory.
@@ -899,10 +1036,13 @@ Scenario read_scenario(const std::string& path) {
 }
 
 std::string to_yaml(const Scenario& scenario) {
-  return fmt::format("name: {}\nseed: {}\nmodel:\n{}cluster:\n{}plan:\n{}",
+  return fmt::format("name: {}\nseed: {}\nmodel:\n{}cluster:\n{}plan:\n{}{}",
                      in_quotes(scenario.name), scenario.seed, indented(to_yaml(scenario.model)),
                      indented(cluster_yaml(scenario.cluster, scenario.file)),
-                     indented(plan_yaml(scenario.plan)));
+                     indented(plan_yaml(scenario.plan)),
+                     scenario.stragglers.empty()
+                         ? ""
+                         : fmt::format("stragglers: {}\n", to_yaml(scenario.stragglers)));
 }
 
 }  // namespace orrery

@@ -17,7 +17,10 @@
 //     recompute: none | selective | full | deepseek, or a list of norms, mla_up_projection,
 //                activation and attention_core (none)
 //     communication_sms (0)
-//     expert_imbalance: rows on the busiest GPU of an expert-parallel group over the mean (1)
+//     routing: balanced | {imbalance} | {popularity: zipf, exponent, independent_tokens} |
+//              {counts, independent_tokens} | {router: {...}, independent_tokens} (balanced);
+//              models/routing.hpp and models/router.hpp say what each is
+//   stragglers: [{gpu | node | share, slowdown}, {sigma}] (none); models/stragglers.hpp
 
 #include <cstdint>
 #include <memory>
@@ -26,6 +29,7 @@
 
 #include "models/model.hpp"
 #include "models/plan.hpp"
+#include "models/stragglers.hpp"
 #include "sim/cluster.hpp"
 #include "sim/config.hpp"
 #include "sim/fabric.hpp"
@@ -41,7 +45,8 @@ struct Scenario {
   Profile profile;
   std::shared_ptr<const Fabric> fabric;  ///< null where the cluster names none; large, so shared
   Plan plan;
-  std::uint64_t seed = 0;
+  Stragglers stragglers;
+  std::uint64_t seed = 0;  ///< of routing and stragglers
   std::vector<std::string> notes;  ///< of readers: what was assumed or ignored
 };
 

@@ -67,6 +67,8 @@ class StepBuilder {
             options.all_ranks ? 1 : layout_.slots())),
         factory_(scenario, layout_) {
     index_groups();
+    prepare_loads();
+    slow_down();
     for (int s = 0; s < schedule_.shape.stages(); ++s) {
       parameters_.push_back(stage_parameters(scenario, s));
     }
@@ -118,6 +120,132 @@ class StepBuilder {
     std::vector<std::vector<std::int64_t>> members;
   };
   const Groups& groups(GroupKind kind) const { return groups_[static_cast<std::size_t>(kind)]; }
+
+  // ---- uneven experts ----
+
+  void prepare_loads() {
+    if (!factory_.uneven()) return;
+    const std::int64_t layers = scenario_.model.layers + scenario_.model.mtp_modules;
+    draws_.emplace(expert_loads(scenario_));
+    loads_.resize(static_cast<std::size_t>(layers * plan_.micro_batches()));
+    fullest_.resize(held_.size());
+    for (std::int64_t slot = 0; slot < replicas_.count; ++slot) {
+      const Coordinates c = layout_.coordinates(slot);
+      places_.push_back(
+          {static_cast<std::uint32_t>(c.expert_dp), static_cast<std::uint32_t>(c.ep)});
+    }
+  }
+
+  /// Which GPU of the first group gets the most rows over a position's layers and all micro-batches.
+  std::uint32_t fullest_gpu(int position) {
+    std::optional<std::uint32_t>& fullest = fullest_[static_cast<std::size_t>(position)];
+    if (fullest) return *fullest;
+    std::vector<std::int64_t> rows(static_cast<std::size_t>(plan_.parallelism.ep), 0);
+    for (const int stage : held_[static_cast<std::size_t>(position)]) {
+      for_each_load(stage, [&](const std::vector<GroupLoad>& loads) {
+        for (std::size_t g = 0; g < rows.size(); ++g) rows[g] += loads.front().gpu[g];
+      });
+    }
+    fullest = static_cast<std::uint32_t>(std::max_element(rows.begin(), rows.end()) - rows.begin());
+    return *fullest;
+  }
+
+  /// visit(loads of all groups) for each layer with experts of a stage, in each micro-batch.
+  template <class Visit>
+  void for_each_load(int stage, Visit visit) {
+    const StageContents& s = plan_.stages[static_cast<std::size_t>(stage)];
+    for (std::int64_t layer = s.first_layer; layer < s.first_layer + s.layers; ++layer) {
+      if (!scenario_.model.is_moe(layer)) continue;
+      for (std::int64_t m = 0; m < plan_.micro_batches(); ++m) visit(loads_at(layer, m));
+    }
+  }
+
+  /// A slot's place among the experts: which group of GPUs with all experts, and which of its GPUs.
+  struct Place {
+    std::uint32_t group = 0;
+    std::uint32_t gpu = 0;
+  };
+
+  /// The loads of all groups that are simulated, drawn when first asked for. With rank classes that is
+  /// the first group: it is a fair draw of all, whose times hardly differ over a step, while the
+  /// busiest of all groups in each layer would be one that does not exist.
+  const std::vector<GroupLoad>& loads_at(std::int64_t layer, std::int64_t micro_batch) {
+    std::vector<GroupLoad>& of_groups =
+        loads_[static_cast<std::size_t>(layer * plan_.micro_batches() + micro_batch)];
+    if (of_groups.empty()) {
+      const std::int64_t groups =
+          replicas_.count == 1
+              ? 1
+              : layout_.group_count(GroupKind::expert) / plan_.parallelism.expert_tp;
+      for (std::int64_t g = 0; g < groups; ++g) {
+        of_groups.push_back(draws_->group_load(layer, micro_batch, g));
+      }
+    }
+    return of_groups;
+  }
+
+  const GroupLoad& group_load(const std::vector<GroupLoad>& loads, std::int64_t slot) const {
+    return loads[places_[static_cast<std::size_t>(slot)].group];
+  }
+
+  /// A representative has the rows of the busiest of its group, for whom all others wait.
+  LoadLevel rows_of(const std::vector<GroupLoad>& loads, std::int64_t slot) const {
+    const GroupLoad& group = group_load(loads, slot);
+    return replicas_.count == 1 ? group.busiest_gpu
+                                : group.gpu[places_[static_cast<std::size_t>(slot)].gpu];
+  }
+
+  /// Rows whose activations a slot keeps. No GPU is the busiest in all layers, so a representative
+  /// keeps those of the GPU that gets the most in all of its layers together.
+  LoadLevel kept_rows_of(const std::vector<GroupLoad>& loads, int position, std::int64_t slot) {
+    return replicas_.count == 1 ? loads.front().gpu[fullest_gpu(position)] : rows_of(loads, slot);
+  }
+
+  /// Of an op that one or several slots share, `slot` among them. Those of one expert-tensor group
+  /// have the same rows.
+  ShapeId shape_of(const CellOp& op, const OpTag& tag, std::int64_t slot) {
+    switch (op.sized_by) {
+      case SizedBy::plan:
+        return op.shape;
+      case SizedBy::expert_rows:
+        return factory_.shape(op, rows_of(loads_at(tag.layer, tag.micro_batch), slot), builder_);
+      case SizedBy::expert_exchange:
+        return factory_.shape(op, group_load(loads_at(tag.layer, tag.micro_batch), slot),
+                              builder_);
+    }
+    return op.shape;
+  }
+
+  /// Most rows that a slot keeps in any layer of a stage and any micro-batch.
+  LoadLevel most_rows(int stage, int position, std::int64_t slot) {
+    LoadLevel most = kLoadLevels;
+    if (!factory_.uneven()) return most;
+    for_each_load(stage, [&](const std::vector<GroupLoad>& loads) {
+      most = std::max(most, kept_rows_of(loads, position, slot));
+    });
+    return most;
+  }
+
+  // ---- stragglers ----
+
+  /// A representative computes as slowly as the slowest of its class.
+  void slow_down() {
+    const std::vector<double> of_gpu =
+        slowdowns(scenario_.stragglers, layout_.world(), scenario_.cluster.gpus_per_node,
+                  scenario_.seed);
+    if (of_gpu.empty()) return;
+    if (replicas_.count == layout_.slots()) {
+      builder_.set_slowdown(of_gpu);
+      return;
+    }
+    std::vector<double> of_position;
+    for (std::int64_t p = 0; p < layout_.positions(); ++p) {
+      const auto first = of_gpu.begin() + static_cast<std::ptrdiff_t>(layout_.rank(p, 0));
+      of_position.push_back(
+          *std::max_element(first, first + static_cast<std::ptrdiff_t>(layout_.slots())));
+    }
+    builder_.set_slowdown(std::move(of_position));
+  }
 
   // ---- templates ----
 
@@ -189,25 +317,32 @@ class StepBuilder {
             collect_predecessors(cell, op, slot, input);
           }
           drop_duplicates(predecessors_);
-          builder_.add(op.kind, op.shape, tag, streams_, predecessors_);
+          builder_.add(op.kind, shape_of(op, tag, members.front()), tag, streams_, predecessors_);
         }
       } else {
         for (std::int64_t slot = 0; slot < replicas; ++slot) {
           predecessors_.clear();
           collect_predecessors(cell, op, slot, input);
           const StreamId stream = stream_of(replicas_.rank(position, slot), op.stream);
-          builder_.add(op.kind, op.shape, tag, {&stream, 1}, predecessors_);
+          builder_.add(op.kind, shape_of(op, tag, slot), tag, {&stream, 1}, predecessors_);
         }
       }
     }
     builder_.end_cell();
     for (const CellMemory& m : cell.memory) {
+      const std::uint16_t micro_batch = m.half == Half::forward ? forward_mb : backward_mb;
       for (std::int64_t slot = 0; slot < replicas; ++slot) {
+        std::int64_t bytes = m.bytes;
+        if (m.sized_by_rows) {
+          bytes = factory_.saved_bytes(
+              kept_rows_of(loads_at(m.layer, micro_batch), position, slot));
+          if (m.at_end) bytes = -bytes;
+        }
         builder_.memory({.op = OpId(id_of(cell, m.op, slot)),
                          .rank = replicas_.rank(position, slot),
                          .kind = MemoryKind::activations,
                          .at_end = m.at_end,
-                         .bytes = m.bytes});
+                         .bytes = bytes});
       }
     }
   }
@@ -538,7 +673,7 @@ class StepBuilder {
     const Precision& precision = plan_.precision;
     const ShapeId mark = builder_.intern({.work = Mark{}, .label = "begin", .sms = 0});
     for (int p = 0; p < static_cast<int>(par.pp); ++p) {
-      std::int64_t parameters = 0, gradients = 0, workspace = 0;
+      std::int64_t parameters = 0, gradients = 0;
       for (int s : held_[static_cast<std::size_t>(p)]) {
         const StageParameters& n = parameters_[static_cast<std::size_t>(s)];
         const std::int64_t dense_group = layout_.group_size(GroupKind::data);
@@ -547,14 +682,20 @@ class StepBuilder {
         const std::int64_t shard = n.dense / dense_group + n.expert / expert_group;
         parameters += par.zero_stage >= 3 ? shard : all;
         gradients += par.zero_stage >= 2 ? shard : all;
-        // What ZeRO gathers or has not yet scattered: the unit that runs and the next (or the last)
-        // one.
-        const std::int64_t in_flight = 2 * factory_.largest_unit_parameters(s);
-        std::int64_t transient = factory_.workspace_bytes(s);
-        if (par.zero_stage >= 3) transient += in_flight * precision.parameter_bytes;
-        if (par.zero_stage >= 2) transient += in_flight * precision.gradient_bytes;
-        workspace = std::max(workspace, transient);
       }
+      const auto workspace_of = [&](std::int64_t slot) {
+        std::int64_t workspace = 0;
+        for (int s : held_[static_cast<std::size_t>(p)]) {
+          // What ZeRO gathers or has not yet scattered: the unit that runs and the next (or the
+          // last) one.
+          const std::int64_t in_flight = 2 * factory_.largest_unit_parameters(s);
+          std::int64_t transient = factory_.workspace_bytes(s, most_rows(s, p, slot));
+          if (par.zero_stage >= 3) transient += in_flight * precision.parameter_bytes;
+          if (par.zero_stage >= 2) transient += in_flight * precision.gradient_bytes;
+          workspace = std::max(workspace, transient);
+        }
+        return workspace;
+      };
       // Activations and gradients in flight from and to both neighbours, double-buffered.
       const std::int64_t message = 2 * plan_.micro_batch_tokens() * scenario_.model.hidden;
       const std::int64_t buffers = par.pp > 1 ? 2 * (4 * message) : 0;
@@ -573,7 +714,7 @@ class StepBuilder {
         hold(MemoryKind::gradients, gradients * precision.gradient_bytes);
         hold(MemoryKind::optimizer_state,
              optimizer_elements(p) * (precision.master_bytes + precision.moment_bytes));
-        hold(MemoryKind::workspace, workspace);
+        hold(MemoryKind::workspace, workspace_of(slot));
         hold(MemoryKind::communication_buffers, buffers);
       }
     }
@@ -588,6 +729,10 @@ class StepBuilder {
   ProgramBuilder builder_;
   CellFactory factory_;
   std::array<Groups, 7> groups_;
+  std::optional<ExpertLoads> draws_;           ///< none: experts are even, or evenly uneven
+  std::vector<std::vector<GroupLoad>> loads_;  ///< by (layer, micro-batch), as asked for
+  std::vector<Place> places_;                  ///< by slot
+  std::vector<std::optional<std::uint32_t>> fullest_;  ///< by position: GPU of its first group
   std::vector<StageParameters> parameters_;
   std::map<TemplateKey, CellTemplate> templates_;
   std::vector<Input> forward_input_;  ///< by (stage, micro-batch)
@@ -627,6 +772,24 @@ StageParameters stage_parameters(const Scenario& scenario, int stage) {
     add(mtp_front_shard(model, plan));
   }
   return p;
+}
+
+ExpertLoads expert_loads(const Scenario& scenario) {
+  const Model& model = scenario.model;
+  const Parallelism& p = scenario.plan.parallelism;
+  const Layout layout(p, scenario.cluster.gpus_per_node);
+  ExpertGroupShape shape;
+  shape.gpus = p.ep;
+  shape.gpus_per_node = std::min(
+      {scenario.cluster.gpus_per_node, layout.members_per_node(GroupKind::expert), p.ep});
+  shape.groups = layout.group_count(GroupKind::expert) / p.expert_tp;
+  // Ranks that share an expert's columns share its rows.
+  shape.tokens_per_gpu =
+      scenario.plan.micro_batch_tokens() / (p.sequence_parallel ? p.tp : 1) * p.expert_tp;
+  shape.tokens = shape.tokens_per_gpu * p.ep;
+  std::int64_t last = model.layers - 1;
+  while (last > 0 && !model.is_moe(last)) --last;
+  return {scenario.plan.routing, *model.moe, shape, last, scenario.seed};
 }
 
 Program build_step(const Scenario& scenario, const StepOptions& options) {

@@ -25,6 +25,9 @@ Program build_step(const Scenario& scenario, const StepOptions& options = {});
 /// what a profile of a single chunk (such as DeepSeek's published trace) shows.
 Program build_cell(const Scenario& scenario, int position, const Action& action);
 
+/// The loads that the scenario's routing draws; of a model with experts. Outlived by the scenario.
+ExpertLoads expert_loads(const Scenario& scenario);
+
 /// Parameters of one stage on one rank, by who shares them.
 struct StageParameters {
   std::int64_t dense = 0;   ///< replicated over the data group (sharded over tp)

@@ -129,6 +129,73 @@ std::string groups(const Scenario& scenario) {
   return text + format_table(rows, "rrrrrrrrr", "  ");
 }
 
+/// Mean and greatest of the busiest GPU and node of the first group, over all layers with experts
+/// and micro-batches.
+std::string routing(const Scenario& scenario) {
+  if (!scenario.model.moe || stated_load(scenario.plan.routing)) return "";
+  const ExpertLoads loads = expert_loads(scenario);
+  Rows rows;
+  const auto row = [&](const char* what, const std::string& value) {
+    rows.push_back({what, value});
+  };
+  const auto number = [](double value) { return fmt::format("{:.3f}", value); };
+  if (const RouterOutcome* router = loads.router()) {
+    const auto most = std::max_element(router->popularity.begin(), router->popularity.end());
+    row("router: violation in the first batch",
+        router->max_violation.empty() ? "" : number(router->max_violation.front()));
+    row("router: violation in the last batch",
+        router->max_violation.empty() ? "" : number(router->max_violation.back()));
+    row("router: violation over all batches at the end",
+        number(*most * static_cast<double>(router->popularity.size()) - 1));
+    row("router: correlation of a sequence's tokens", fmt::format("{:.5f}", router->correlation));
+  }
+  row("independent tokens of a GPU's micro-batch", whole(loads.independent_tokens()));
+  double gpu = 0;
+  double node = 0;
+  double most_gpu = 0;
+  double most_node = 0;
+  double count = 0;
+  const Model& model = scenario.model;
+  for (std::int64_t layer = 0; layer < model.layers; ++layer) {
+    if (!model.is_moe(layer)) continue;
+    for (std::int64_t m = 0; m < scenario.plan.micro_batches(); ++m) {
+      const GroupLoad load = loads.group_load(layer, m, 0);
+      gpu += load_of(load.busiest_gpu);
+      node += load_of(load.busiest_node);
+      most_gpu = std::max(most_gpu, load_of(load.busiest_gpu));
+      most_node = std::max(most_node, load_of(load.busiest_node));
+      ++count;
+    }
+  }
+  row("rows of the busiest GPU over the mean, on average", number(gpu / count));
+  row("... at most", number(most_gpu));
+  row("rows of the busiest node over the mean, on average", number(node / count));
+  row("... at most", number(most_node));
+  return "Routing, loads of one expert-parallel group\n" + format_table(rows, "lr", "  ");
+}
+
+std::string stragglers(const Scenario& scenario) {
+  const std::int64_t world = scenario.plan.parallelism.world();
+  const std::vector<double> factors =
+      slowdowns(scenario.stragglers, world, scenario.cluster.gpus_per_node, scenario.seed);
+  if (factors.empty()) return "";
+  std::vector<std::pair<double, std::int64_t>> slowest;
+  for (std::int64_t g = 0; g < world; ++g) {
+    const double factor = factors[static_cast<std::size_t>(g)];
+    if (factor > 1) slowest.emplace_back(-factor, g);
+  }
+  std::sort(slowest.begin(), slowest.end());
+  Rows rows{{"rank", "node", "slowdown"}};
+  for (std::size_t i = 0; i < std::min<std::size_t>(slowest.size(), 5); ++i) {
+    rows.push_back({whole(slowest[i].second),
+                    whole(slowest[i].second / scenario.cluster.gpus_per_node),
+                    fmt::format("{:.3f}", -slowest[i].first)});
+  }
+  return fmt::format("Stragglers: {} of {} GPUs slower than priced, the slowest\n", slowest.size(),
+                     world) +
+         format_table(rows, "rrr", "  ");
+}
+
 std::string program(const Study& study) {
   const Program& p = study.program;
   std::array<std::int64_t, kOpKinds> by_kind{};
@@ -263,8 +330,8 @@ std::string explain(const Study& study) {
   std::string text = to_yaml(study.scenario);
   for (const std::string& section :
        {parameters(study.scenario), stages(study.scenario), memory(study.report),
-        groups(study.scenario), program(study), isolated(study.report), network(study),
-        prices(study.report)}) {
+        groups(study.scenario), routing(study.scenario), stragglers(study.scenario), program(study),
+        isolated(study.report), network(study), prices(study.report)}) {
     if (!section.empty()) text += fmt::format("\n{}", comment(section));
   }
   for (const std::string& note : study.scenario.notes)

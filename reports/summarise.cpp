@@ -8,6 +8,7 @@
 #include <set>
 #include <tuple>
 
+#include "models/layer_work.hpp"
 #include "models/layout.hpp"
 #include "models/step.hpp"
 #include "reports/attribution.hpp"
@@ -106,6 +107,7 @@ Executions executions(const Program& program, const PriceList& prices, const Tim
   const std::size_t shapes = program.shapes().size();
   Executions executed{IdVector<ShapeId, std::int64_t>(shapes, 0),
                       IdVector<ShapeId, double>(shapes, 0.0)};
+  const Durations duration_ps(program, prices);
   const auto gpus = program.multiplicity();
   for (OpId op{}; op.value < program.size(); ++op) {
     const auto streams = program.streams_of(op);
@@ -118,16 +120,72 @@ Executions executions(const Program& program, const PriceList& prices, const Tim
       for (const StreamId s : streams) times += gpus[rank_of(s).value];
     }
     executed.count[shape] += times;
-    const Picoseconds beyond_ps =
-        timeline.end_ps[op] - timeline.start_ps[op] - prices.prices[shape].time_ps;
+    const Picoseconds beyond_ps = timeline.end_ps[op] - timeline.start_ps[op] - duration_ps[op];
     executed.beyond_s[shape] += static_cast<double>(times) * seconds(beyond_ps);
   }
   return executed;
 }
 
-std::vector<PriceRow> price_rows(const Program& program, const PriceList& prices,
-                                 const Timeline& timeline, double gpus) {
+/// Labels of the operations whose size follows the load of experts, if loads differ.
+std::set<std::string> labels_sized_by_load(const Scenario& scenario) {
+  std::set<std::string> labels;
+  if (!scenario.model.moe || stated_load(scenario.plan.routing)) return labels;
+  const LayerWork w =
+      transformer_layer(scenario.model, scenario.plan, scenario.cluster.gpus_per_node, true);
+  for (const Work* part :
+       {&w.dispatch_forward, &w.mlp_forward, &w.combine_forward, &w.combine_backward,
+        &w.mlp_backward, &w.mlp_weight, &w.dispatch_backward}) {
+    for (const WorkItem& item : *part) {
+      if (item.sized_by != SizedBy::plan) labels.insert(item.shape.label);
+    }
+  }
+  return labels;
+}
+
+/// What is the same of one operation at all loads.
+using Operation = std::tuple<std::string, int, std::size_t, int, PriceSource, bool>;
+
+Operation operation_of(const Shape& shape, const Price& price) {
+  int kind = 0;
+  if (const auto* gemm = std::get_if<Gemm>(&shape.work)) kind = static_cast<int>(gemm->pass);
+  if (const auto* s = std::get_if<Streaming>(&shape.work)) kind = static_cast<int>(s->kind);
+  if (const auto* e = std::get_if<ExpertExchange>(&shape.work)) kind = e->combine ? 1 : 0;
+  if (const auto* c = std::get_if<Collective>(&shape.work)) kind = static_cast<int>(c->kind);
+  return {shape.label, shape.sms, shape.work.index(), kind, price.source, price.extrapolated};
+}
+
+/// One row for the shapes of one operation at different loads: their sum, named after the
+/// costliest.
+PriceRow merge(const std::vector<PriceRow>& loads) {
+  PriceRow row = *std::max_element(
+      loads.begin(), loads.end(),
+      [](const PriceRow& a, const PriceRow& b) { return a.per_gpu_s < b.per_gpu_s; });
+  if (loads.size() == 1) return row;
+  row.shape += fmt::format(" and {} other loads", loads.size() - 1);
+  row.count = 0;
+  row.per_gpu_s = 0;
+  double all_s = 0;
+  double lasted_s = 0;
+  double spread_s = 0;
+  for (const PriceRow& load : loads) {
+    const double time_s = static_cast<double>(load.count) * load.time_s;
+    row.count += load.count;
+    row.per_gpu_s += load.per_gpu_s;
+    all_s += time_s;
+    lasted_s += static_cast<double>(load.count) * load.lasted_s;
+    spread_s += time_s * load.spread;
+  }
+  row.time_s = all_s / static_cast<double>(row.count);
+  row.lasted_s = lasted_s / static_cast<double>(row.count);
+  row.spread = spread_s / all_s;
+  return row;
+}
+
+std::vector<PriceRow> price_rows(const Scenario& scenario, const Program& program,
+                                 const PriceList& prices, const Timeline& timeline, double gpus) {
   const auto [count, beyond_s] = executions(program, prices, timeline);
+  const std::set<std::string> by_load = labels_sized_by_load(scenario);
+  std::map<Operation, std::vector<PriceRow>> loads;
   std::vector<PriceRow> rows;
   double sum = 0;
   for (ShapeId s{}; s.value < program.shapes().size(); ++s) {
@@ -144,8 +202,13 @@ std::vector<PriceRow> price_rows(const Program& program, const PriceList& prices
                  .note = price.note};
     row.per_gpu_s = static_cast<double>(row.count) * row.time_s / gpus;
     sum += row.per_gpu_s;
-    rows.push_back(std::move(row));
+    if (by_load.contains(row.label)) {
+      loads[operation_of(program.shapes()[s], price)].push_back(std::move(row));
+    } else {
+      rows.push_back(std::move(row));
+    }
   }
+  for (const auto& [operation, of_operation] : loads) rows.push_back(merge(of_operation));
   for (PriceRow& row : rows) row.share = row.per_gpu_s / sum;
   std::sort(rows.begin(), rows.end(), [](const PriceRow& a, const PriceRow& b) {
     return std::tie(b.per_gpu_s, a.label, a.shape) < std::tie(a.per_gpu_s, b.label, b.shape);
@@ -288,7 +351,7 @@ Report summarise(const Scenario& scenario, const Program& program, const PriceLi
       },
       [&] { memory = trace_memory(program, timeline); },
       [&] { report.critical_path_s = critical_phases(program, timeline); },
-      [&] { report.prices = price_rows(program, prices, timeline, gpus); },
+      [&] { report.prices = price_rows(scenario, program, prices, timeline, gpus); },
       [&] { report.fingerprint = timeline.fingerprint(); });
   const bool one_rank_per_position =
       static_cast<std::int64_t>(program.ranks()) == layout.positions();

@@ -123,7 +123,7 @@ std::string memory(const Report& r, const TerminalOptions& options) {
                       : "");
   std::string text = paint(title, kBold, options) +
                      "   parameters gradients optimizer activations workspace communic.\n";
-  constexpr std::size_t kBar = 62;
+  constexpr std::size_t kBar = 64;
   const auto looks_like = [&](const RankReport& a, const RankReport& b) {
     return a.position + 1 == b.position &&
            format_bytes(static_cast<double>(a.memory_peak_bytes)) ==
@@ -141,8 +141,8 @@ std::string memory(const Report& r, const TerminalOptions& options) {
     const bool too_large = static_cast<double>(rank.memory_peak_bytes) > r.memory_capacity_bytes;
     std::string bar = memory_bar(rank, r.memory_capacity_bytes, kBar);
     if (bar.size() > kBar) bar.resize(kBar);
-    std::string line = fmt::format("  {:>5} {:<9}{:>9} |{}|{}", positions_shown,
-                                   shorten(stages_of(rank) + (last == i ? "" : " .."), 9),
+    std::string line = fmt::format(" {:>5} {:<8}{:>9} |{}|{}", positions_shown,
+                                   shorten(stages_of(rank) + (last == i ? "" : " .."), 8),
                                    format_bytes(static_cast<double>(rank.memory_peak_bytes)), bar,
                                    too_large ? " too much" : "");
     text += too_large ? paint(line, kRed, options) : line;

@@ -211,8 +211,10 @@ void Problems::add(const Node& where, std::string message, std::string hint) {
   list_.push_back({where.at(), std::move(message), std::move(hint), where.source_line()});
 }
 
-void Problems::add(Location where, std::string message, std::string hint) {
-  list_.push_back({std::move(where), std::move(message), std::move(hint), ""});
+void Problems::add(Location where, std::string message, std::string hint,
+                   std::string source_line) {
+  list_.push_back(
+      {std::move(where), std::move(message), std::move(hint), std::move(source_line)});
 }
 
 void Problems::throw_if_any() const {

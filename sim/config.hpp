@@ -79,7 +79,9 @@ class Node {
 class Problems {
  public:
   void add(const Node& where, std::string message, std::string hint = "");
-  void add(Location where, std::string message, std::string hint = "");
+  /// For files that are no documents: `source_line` is the text of the line, if it is to be shown.
+  void add(Location where, std::string message, std::string hint = "",
+           std::string source_line = "");
   bool empty() const { return list_.empty(); }
   std::size_t size() const { return list_.size(); }
   std::span<const Problem> list() const { return list_; }

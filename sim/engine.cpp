@@ -31,8 +31,7 @@ struct Later {
 /// The ops that end when their flow does.
 class Flows {
  public:
-  Flows(const Program& program, const Traffic* traffic,
-        const IdVector<ShapeId, Picoseconds>& duration_ps)
+  Flows(const Program& program, const Traffic* traffic, const Durations& duration_ps)
       : program_(program),
         traffic_(traffic),
         network_(traffic == nullptr ? IdVector<LinkId, Link>{}
@@ -43,7 +42,7 @@ class Flows {
     for (const auto& [op, pattern] : traffic->ops) {
       if (known[pattern.value] != 0) continue;
       known[pattern.value] = 1;
-      flows_[pattern] = traffic->flow_of(pattern, duration_ps[program.shape(op)]);
+      flows_[pattern] = traffic->flow_of(pattern, duration_ps[op]);
     }
   }
 
@@ -215,7 +214,7 @@ Waiters find_waiters(const Program& program) {
 }  // namespace
 
 Timeline simulate(const Program& program, const PriceList& prices, const Contention& contention) {
-  const IdVector<ShapeId, Picoseconds> duration_ps = durations(program, prices);
+  const Durations duration_ps(program, prices);
   const Waiters waiters = find_waiters(program);
   const std::size_t n = program.size();
   Timeline timeline;
@@ -262,7 +261,7 @@ Timeline simulate(const Program& program, const PriceList& prices, const Content
     std::sort(ready.begin(), ready.end());
     for (const OpId op : ready) {
       timeline.start_ps[op] = now;
-      const Picoseconds price_ps = duration_ps[program.shape(op)];
+      const Picoseconds price_ps = duration_ps[op];
       if (program.kind(op) == OpKind::compute) {
         end_at(op, computing.start(now, op, price_ps));
         continue;

@@ -24,7 +24,8 @@ struct Links {
   double nic_bytes_per_s = 0;
 };
 
-/// The bytes one GPU's tokens put on each kind of link, per direction.
+/// The bytes one GPU's tokens put on each kind of link, per direction; with uneven experts, the bytes
+/// on the links of the busiest.
 struct ExchangeBytes {
   double token = 0;  ///< of one token
   double nvlink = 0;
@@ -46,6 +47,19 @@ ExchangeBytes bytes_of_exchange(const ExpertExchange& e) {
   // that received the token, and 1/N of the nodes are the token's own.
   b.nvlink = all * b.gpus * (per_node - 1) / per_node;
   b.nic = all * b.nodes * (nodes - 1) / nodes;
+  // The exchange lasts until the busiest has all. No GPU and no node gets a token twice, so it is
+  // sent at most every token of the group. A node's NICs share its tokens evenly: each comes in at
+  // the GPU with the place of its sender. What the SMs do, of which most is reading, sending and
+  // forwarding a GPU's own tokens, stays even: how much of it is receiving is not published.
+  const auto over_mean = [&](std::int64_t per_mille, double reached, double members) {
+    return std::min(static_cast<double>(per_mille) / 1000, members / reached);
+  };
+  if (e.busiest_gpu_per_mille != 1000) {
+    b.nvlink *= over_mean(e.busiest_gpu_per_mille, b.gpus, static_cast<double>(e.ep));
+  }
+  if (e.busiest_node_per_mille != 1000) {
+    b.nic *= over_mean(e.busiest_node_per_mille, b.nodes, nodes);
+  }
   return b;
 }
 

@@ -270,7 +270,7 @@ std::size_t Program::memory_bytes() const {
          bytes_of_array(stream_begin_) + bytes_of_array(streams_) +
          bytes_of_array(predecessor_begin_) + bytes_of_array(predecessors_) +
          bytes_of_array(shapes_) + bytes_of_array(cells_) + bytes_of_array(memory_effects_) +
-         bytes_of_array(multiplicity_);
+         bytes_of_array(multiplicity_) + bytes_of_array(slowdown_);
 }
 
 ProgramBuilder::ProgramBuilder(std::vector<std::int64_t> multiplicity) {
@@ -278,6 +278,13 @@ ProgramBuilder::ProgramBuilder(std::vector<std::int64_t> multiplicity) {
   program_.multiplicity_ = std::move(multiplicity);
   program_.stream_begin_.push_back(0);
   program_.predecessor_begin_.push_back(0);
+}
+
+void ProgramBuilder::set_slowdown(std::vector<double> slowdown) {
+  ORRERY_CHECK(slowdown.empty() || slowdown.size() == program_.ranks_, "{} factors for {} ranks",
+               slowdown.size(), program_.ranks_);
+  for (const double factor : slowdown) ORRERY_CHECK(factor > 0, "slowdown {}", factor);
+  program_.slowdown_ = std::move(slowdown);
 }
 
 void ProgramBuilder::reserve(std::size_t ops, std::size_t predecessors) {

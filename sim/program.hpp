@@ -162,6 +162,9 @@ class Program {
   /// How many real GPUs each simulated rank stands for.
   std::span<const std::int64_t> multiplicity() const { return multiplicity_; }
 
+  /// What each simulated rank's computation takes, over its price; empty: all as priced.
+  std::span<const double> slowdown() const { return slowdown_; }
+
   /// How often each shape occurs (ops, not multiplied by multiplicity).
   IdVector<ShapeId, std::int64_t> shape_counts() const;
 
@@ -185,6 +188,7 @@ class Program {
   std::vector<Cell> cells_;
   std::vector<MemoryEffect> memory_effects_;
   std::vector<std::int64_t> multiplicity_;
+  std::vector<double> slowdown_;
 };
 
 class ProgramBuilder {
@@ -217,6 +221,9 @@ class ProgramBuilder {
   void join(OpId op, StreamId stream);
   /// Adds a predecessor to an existing op. Like those of add() it may not exist yet.
   void depend(OpId op, OpId predecessor);
+
+  /// A factor above 0 for each rank, or none at all.
+  void set_slowdown(std::vector<double> slowdown);
 
   void memory(const MemoryEffect& effect) { program_.memory_effects_.push_back(effect); }
   /// The ops added between begin_cell and end_cell make up the cell; `first` and `last` of the

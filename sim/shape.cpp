@@ -203,9 +203,15 @@ std::string describe(const Shape& shape) {
                          launches);
     }
     std::string operator()(const ExpertExchange& e) const {
-      return fmt::format("{} {} {} tokens x {}, top {} of {}, {} GPUs",
-                         e.combine ? "combine" : "dispatch", name_of(e.format), e.tokens, e.hidden,
-                         e.top_k, e.experts, e.ep);
+      std::string text = fmt::format("{} {} {} tokens x {}, top {} of {}, {} GPUs",
+                                     e.combine ? "combine" : "dispatch", name_of(e.format),
+                                     e.tokens, e.hidden, e.top_k, e.experts, e.ep);
+      if (e.busiest_gpu_per_mille != 1000 || e.busiest_node_per_mille != 1000) {
+        text += fmt::format(", busiest GPU {:.3f}, node {:.3f} of the mean",
+                            static_cast<double>(e.busiest_gpu_per_mille) / 1000,
+                            static_cast<double>(e.busiest_node_per_mille) / 1000);
+      }
+      return text;
     }
     std::string operator()(const Collective& c) const {
       return fmt::format("{} {} B, {} ranks ({} a node)", name_of(c.kind), c.bytes, c.ranks,

@@ -102,6 +102,9 @@ struct ExpertExchange {
   std::int64_t ep = 1;             ///< GPUs in the group
   std::int64_t gpus_per_node = 1;  ///< of this group
   std::int64_t node_limit = 0;     ///< 0: no limit
+  /// What the busiest GPU and node of the group are sent (or send back) over the mean, per mille.
+  std::int64_t busiest_gpu_per_mille = 1000;
+  std::int64_t busiest_node_per_mille = 1000;
   std::int64_t stride = 1;         ///< ranks from one member to the next
   friend auto operator<=>(const ExpertExchange&, const ExpertExchange&) = default;
 };

@@ -6,7 +6,7 @@
 namespace orrery {
 
 Timeline sweep(const Program& program, const PriceList& prices) {
-  const IdVector<ShapeId, Picoseconds> duration_ps = durations(program, prices);
+  const Durations duration_ps(program, prices);
   const std::size_t n = program.size();
   Timeline timeline;
   timeline.start_ps.resize(n);
@@ -20,7 +20,7 @@ Timeline sweep(const Program& program, const PriceList& prices) {
     }
     const auto streams = program.streams_of(op);
     for (const StreamId stream : streams) start = std::max(start, free_ps[stream]);
-    const Picoseconds end = start + duration_ps[program.shape(op)];
+    const Picoseconds end = start + duration_ps[op];
     for (const StreamId stream : streams) free_ps[stream] = end;
     timeline.start_ps[op] = start;
     timeline.end_ps[op] = end;

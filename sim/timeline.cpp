@@ -1,6 +1,7 @@
 #include "sim/timeline.hpp"
 
 #include <algorithm>
+#include <cmath>
 
 #include "sim/check.hpp"
 
@@ -28,17 +29,23 @@ std::uint64_t Timeline::fingerprint() const {
   return hash;
 }
 
-IdVector<ShapeId, Picoseconds> durations(const Program& program, const PriceList& prices) {
+Durations::Durations(const Program& program, const PriceList& prices)
+    : program_(program), by_shape_ps_(program.shapes().size()) {
   const std::size_t shapes = program.shapes().size();
   ORRERY_CHECK(prices.prices.size() == shapes, "{} prices for {} shapes", prices.prices.size(),
                shapes);
-  IdVector<ShapeId, Picoseconds> durations_ps(shapes);
   for (ShapeId shape; shape.value < shapes; ++shape) {
     const Picoseconds time = prices.prices[shape].time_ps;
     ORRERY_CHECK(time >= 0, "shape {} takes {} ps", shape.value, time);
-    durations_ps[shape] = time;
+    by_shape_ps_[shape] = time;
   }
-  return durations_ps;
+}
+
+Picoseconds Durations::slowed(OpId op, Picoseconds time_ps) const {
+  const auto streams = program_.streams_of(op);
+  if (program_.kind(op) != OpKind::compute || streams.empty()) return time_ps;
+  const double factor = program_.slowdown()[rank_of(streams.front()).value];
+  return std::llround(static_cast<double>(time_ps) * factor);
 }
 
 }  // namespace orrery

@@ -25,8 +25,23 @@ struct Timeline {
   std::uint64_t fingerprint() const;
 };
 
-/// Time per shape, out of the price list. Checks that every shape has one and none is negative.
-IdVector<ShapeId, Picoseconds> durations(const Program& program, const PriceList& prices);
+/// How long each op takes: the price of its shape and, for computation, that times the slowdown of
+/// its rank. Checks that every shape has a price and none is negative. Outlived by both arguments.
+class Durations {
+ public:
+  Durations(const Program& program, const PriceList& prices);
+
+  Picoseconds operator[](OpId op) const {
+    const Picoseconds time_ps = by_shape_ps_[program_.shape(op)];
+    return program_.slowdown().empty() ? time_ps : slowed(op, time_ps);
+  }
+
+ private:
+  Picoseconds slowed(OpId op, Picoseconds time_ps) const;
+
+  const Program& program_;
+  IdVector<ShapeId, Picoseconds> by_shape_ps_;
+};
 
 /// Topological sweep: one pass over the ids. Exact where ops do not contend for anything but
 /// streams.

@@ -134,10 +134,8 @@ TEST(LayerWork, ExpertRowsAreBalancedOverTheGroup) {
   }
 }
 
-TEST(LayerWork, AnImbalancedGroupIsModelledByItsBusiestGpu) {
-  Plan plan = deepseek_plan();
-  plan.expert_imbalance = 1.25;
-  const LayerWork w = transformer_layer(deepseek_v3(), plan, 8, true);
+TEST(LayerWork, RowsFollowTheLoadOfTheGpu) {
+  const LayerWork w = transformer_layer(deepseek_v3(), deepseek_plan(), 8, true, 1.25);
   for (const WorkItem& item : w.mlp_weight) {
     if (item.shape.label != "routed_down") continue;
     EXPECT_EQ(std::get<Gemm>(item.shape.work).k, 10240);  // 1.25 x 8192 rows
@@ -149,6 +147,42 @@ TEST(LayerWork, AnImbalancedGroupIsModelledByItsBusiestGpu) {
   const double routed = 8 * 3. * 7168 * 2048 * 2 * 4096;
   EXPECT_DOUBLE_EQ(gemm_flops(w.mlp_forward, Pass::forward),
                    gemm_flops(balanced.mlp_forward, Pass::forward) + 0.25 * routed);
+}
+
+// What is marked as sized by the plan alone has the same shape at every load, there are as many
+// operations at each, and every GEMM of routed experts is marked as sized by their rows.
+TEST(LayerWork, OnlyWhatIsMarkedFollowsTheLoad) {
+  for (const bool full : {false, true}) {
+    for (const std::int64_t expert_tp : {1, 2}) {
+      Plan plan = deepseek_plan();
+      plan.recompute.full = full;
+      plan.parallelism.expert_tp = expert_tp;
+      const LayerWork a = transformer_layer(deepseek_v3(), plan, 8, true);
+      const LayerWork b = transformer_layer(deepseek_v3(), plan, 8, true, 1.5);
+      std::size_t differ = 0;
+      for (Work LayerWork::*part :
+           {&LayerWork::attn_forward, &LayerWork::dispatch_forward, &LayerWork::mlp_forward,
+            &LayerWork::combine_forward, &LayerWork::combine_backward, &LayerWork::mlp_backward,
+            &LayerWork::mlp_weight, &LayerWork::dispatch_backward, &LayerWork::attn_backward,
+            &LayerWork::attn_weight}) {
+        ASSERT_EQ((a.*part).size(), (b.*part).size());
+        for (std::size_t i = 0; i < (a.*part).size(); ++i) {
+          const WorkItem& x = (a.*part)[i];
+          const WorkItem& y = (b.*part)[i];
+          EXPECT_EQ(x.shape.label, y.shape.label);
+          EXPECT_EQ(x.sized_by, y.sized_by);
+          const bool differs = x.shape != y.shape;
+          differ += differs;
+          EXPECT_FALSE(differs && x.sized_by == SizedBy::plan) << x.shape.label;
+          if (x.shape.label.rfind("routed", 0) == 0 &&
+              std::holds_alternative<Gemm>(x.shape.work)) {
+            EXPECT_EQ(x.sized_by, SizedBy::expert_rows) << x.shape.label;
+          }
+        }
+      }
+      EXPECT_GT(differ, 20u);
+    }
+  }
 }
 
 TEST(LayerWork, FewTokensOnManyExpertsStillRunOneRowEach) {

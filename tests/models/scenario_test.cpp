@@ -64,6 +64,7 @@ void expect_equal(const Scenario& a, const Scenario& b) {
   EXPECT_EQ(a.profile.file, b.profile.file);
   EXPECT_EQ(a.profile.name, b.profile.name);
   EXPECT_TRUE(a.plan == b.plan);
+  EXPECT_TRUE(a.stragglers == b.stragglers);
 }
 
 TEST(Scenario, ShippedOnesReadBackToThemselves) {
@@ -125,8 +126,48 @@ TEST(Scenario, EveryFieldOfAPlanReadsBack) {
   plan.recompute.attention_core = true;
   plan.recompute.norms = true;
   plan.communication_sms = 7;
-  plan.expert_imbalance = 1.375;
-  expect_equal(scenario, read_scenario_text(to_yaml(scenario), scenario.file, kScenarios));
+  scenario.stragglers = {SlowGpu{17, 1.25}, SlowNode{3, 1.5}, SlowShare{0.01, 1.05},
+                         SpeedSpread{0.02}};
+  RouterDynamics router;
+  router.steps = 7;
+  router.sequences = 5;
+  router.tokens = 3;
+  router.offset_spread = 0.25;
+  router.sequence_spread = 0.125;
+  router.token_spread = 2;
+  router.bias_step = 0.5;
+  router.sequence_loss = 0.75;
+  router.loss_rate = 3;
+  Routing drawn{ZipfPopularity{0.3}, 17};
+  Routing all{router, kAllTokens};
+  for (const Routing& routing :
+       {Routing{StatedImbalance{1.375}, {}}, drawn, all, Routing{router, {}}, Routing{}}) {
+    plan.routing = routing;
+    expect_equal(scenario, read_scenario_text(to_yaml(scenario), scenario.file, kScenarios));
+  }
+}
+
+TEST(Scenario, RecordedCountsReadBack) {
+  const std::filesystem::path file =
+      std::filesystem::temp_directory_path() / "orrery_scenario_test_counts.csv";
+  {
+    std::ofstream out(file);
+    out << "layer,expert,tokens\n";
+    for (int layer = 0; layer < 32; ++layer) {
+      for (int e = 0; e < 8; ++e) out << layer << ',' << e << ',' << (e < 4 ? 300 : 100) << '\n';
+    }
+  }
+  Scenario scenario = read_shipped("mixtral_8x7b_64_h100");
+  RecordedCounts recorded;
+  recorded.file = file.generic_string();
+  for (int layer = 0; layer < 32; ++layer) {
+    recorded.layers[layer] = {{300, 300, 300, 300, 100, 100, 100, 100}};
+  }
+  for (const std::optional<std::int64_t> tokens : {std::optional<std::int64_t>{}, {0}, {17}}) {
+    scenario.plan.routing = {recorded, tokens};
+    expect_equal(scenario, read_scenario_text(to_yaml(scenario), scenario.file, kScenarios));
+  }
+  std::filesystem::remove(file);
 }
 
 // V3 report 3.2 and 4.2: 16 x 128 GPUs, 62,914,560 tokens a step, 120 micro-batches.

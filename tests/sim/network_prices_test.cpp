@@ -279,6 +279,46 @@ TEST(PriceExchange, MoreOfAnythingIsNotFaster) {
   }
 }
 
+// By link rates alone a price is latency and the slower leg: the NIC's, once its bytes are the node's
+// share times the busiest node's, or the NVLink's with the busiest GPU's.
+TEST(PriceExchange, WaitsForTheBusiest) {
+  Profile no_table;
+  no_table.device.sms = 132;
+  const Cluster cluster = cluster_named("h800_2048");
+  const auto seconds_of = [&](const ExpertExchange& e) {
+    return seconds(price_exchange(e, 20, no_table, cluster).time_ps);
+  };
+  ExpertExchange e = exchange(false, 64, 4096, 7168, 8, 256, 4);
+  const double token = 7168 * (1 + 4.0 / 128);
+  const double nic_s = 4096 * token * mean_nodes_per_token(e) * 7 / 8 /
+                       cluster.nic.bandwidth_bytes_per_s;
+  const double nvlink_s = 4096 * token * mean_gpus_per_token(e) * 7 / 8 /
+                          cluster.nvlink.bandwidth_bytes_per_s;
+  ASSERT_GT(nic_s, nvlink_s);
+  EXPECT_NEAR(seconds_of(e), cluster.nic.latency_s + nic_s, 1e-9);
+  e.busiest_node_per_mille = 1250;
+  EXPECT_NEAR(seconds_of(e), cluster.nic.latency_s + 1.25 * nic_s, 1e-9);
+  e.busiest_gpu_per_mille = 4000;
+  EXPECT_NEAR(seconds_of(e), cluster.nic.latency_s + std::max(1.25 * nic_s, 4 * nvlink_s), 1e-9);
+  // Every token of the group goes to every node: not more than 8 / 3.95 times the mean.
+  e.busiest_gpu_per_mille = 1000;
+  e.busiest_node_per_mille = 5000;
+  EXPECT_NEAR(seconds_of(e), cluster.nic.latency_s + 8 / mean_nodes_per_token(e) * nic_s, 1e-9);
+}
+
+// No measurement is of uneven experts.
+TEST(PriceExchange, OfUnevenExpertsIsNotMeasured) {
+  const Cluster cluster = cluster_named("h800_2048");
+  ExpertExchange e = exchange(false, 64, 4096, 7168, 8, 256, 4);
+  const Profile profile = hopper();
+  const Price even = price_exchange(e, 20, profile, cluster);
+  e.busiest_node_per_mille = 1100;
+  const Price uneven = price_exchange(e, 20, profile, cluster);
+  EXPECT_NE(uneven.source, PriceSource::measured);
+  EXPECT_GT(uneven.time_ps, even.time_ps);
+  EXPECT_LT(uneven.time_ps, from_seconds(1.1 * seconds(even.time_ps)));  // latency stays
+}
+
 TEST(PriceExchange, SaysWhereItComesFrom) {
   const Profile profile = hopper();
   const Cluster h800 = cluster_named("h800_2048");

@@ -46,6 +46,25 @@ TEST(Sweep, CollectiveWaitsForItsLastMemberAndHoldsAll) {
   EXPECT_EQ(t.start_ps[after], 24);
 }
 
+// Computation takes its rank's factor times the price, all else the price.
+TEST(Sweep, SlowRanksComputeSlower) {
+  Sketch s(2);
+  const StreamId c0 = stream_of(kRank0, StreamKind::compute);
+  const StreamId c1 = stream_of(kRank1, StreamKind::compute);
+  const OpId a = s.op(100, {c0}, {});
+  const OpId b = s.op(100, {c1}, {});
+  const OpId send = s.op(10, {c0, c1}, {a, b}, Phase::pipeline_forward, OpKind::transfer);
+  const OpId last = s.op(3, {c1}, {send});
+  s.builder.set_slowdown({1, 1.5});
+  const Program program = std::move(s.builder).seal();
+  const Timeline t = sweep(program, s.prices());
+  EXPECT_EQ(t.end_ps[a], 100);
+  EXPECT_EQ(t.end_ps[b], 150);
+  EXPECT_EQ(t.end_ps[send], 160);
+  EXPECT_EQ(t.end_ps[last], 165);  // 4.5 rounds to 5
+  EXPECT_EQ(simulate(program, s.prices()).fingerprint(), t.fingerprint());
+}
+
 TEST(Sweep, EmptyProgramTakesNoTime) {
   Sketch s(1);
   const Timeline t = sweep(std::move(s.builder).seal(), s.prices());
