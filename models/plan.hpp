@@ -2,6 +2,7 @@
 // The plan: how a model is laid out over a cluster and trained. Everything a user decides.
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -74,6 +75,16 @@ struct Recompute {
   friend bool operator==(const Recompute&, const Recompute&) = default;
 };
 
+/// A checkpoint written in the background of the step: master weights (parameters where there are
+/// none) and moments, by each GPU its own share, once for all copies. The optimizer, which changes
+/// them, waits for it.
+struct Checkpoint {
+  double bytes_per_s = 0;    ///< that storage takes from one GPU
+  bool own_network = false;  ///< not through the NICs that training uses
+
+  friend bool operator==(const Checkpoint&, const Checkpoint&) = default;
+};
+
 struct Plan {
   Parallelism parallelism;
   ScheduleKind schedule{};
@@ -86,6 +97,7 @@ struct Plan {
   Recompute recompute;
   /// SMs that dispatch and combine kernels hold while they overlap computation.
   int communication_sms = 0;
+  std::optional<Checkpoint> checkpoint;
   Routing routing;  ///< which experts tokens choose
 
   /// Tokens of one micro-batch on one rank (the sequence is split over cp).

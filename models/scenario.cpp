@@ -145,6 +145,7 @@ class PlanReader {
     read_precision();
     read_recompute();
     read_communication_sms();
+    read_checkpoint();
     read_routing();
     const bool stage_keys_ok = without_problems([&] { read_stage_keys(); });
     reader_.finish();
@@ -153,8 +154,9 @@ class PlanReader {
     if (layout_ok_) layout_ok_ = without_problems([&] { check_expert_block(); });
     if (layout_ok_ && model_ != nullptr) check_split_of_model();
     if (layout_ok_ && plan_.parallelism.ep == 1 && !stated_load(plan_.routing)) {
-      note("routing changes nothing with ep 1: every GPU has all experts, and their rows together "
-           "are the same");
+      note(
+          "routing changes nothing with ep 1: every GPU has all experts, and their rows together "
+          "are the same");
     }
     if (batch_ok_) batch_ok_ = without_problems([&] { check_tokens(); });
     if (batch_ok_ && layout_ok_) batch_ok_ = without_problems([&] { check_batch(); });
@@ -328,6 +330,16 @@ class PlanReader {
     }
   }
 
+  void read_checkpoint() {
+    if (!reader_.has("checkpoint")) return;
+    MapReader map(reader_.at("checkpoint"), problems_, "checkpoint");
+    Checkpoint checkpoint;
+    checkpoint.bytes_per_s = map.quantity("bandwidth", Dimension::bytes_per_s);
+    checkpoint.own_network = map.choice_or("network", false, {{"shared", false}, {"own", true}});
+    map.finish();
+    plan_.checkpoint = checkpoint;
+  }
+
   void read_routing() {
     if (reader_.has("expert_imbalance")) {
       const Node value = reader_.at("expert_imbalance");
@@ -345,9 +357,10 @@ class PlanReader {
     }
     if (node.kind() != Node::Kind::map) {
       if (node.kind() == Node::Kind::scalar && node.text() == "balanced") return;
-      problems_.add(where(reader_, "routing"),
-                    "routing must be balanced, or a map with imbalance, popularity, counts or router",
-                    "routing: {popularity: zipf, exponent: 0.2}");
+      problems_.add(
+          where(reader_, "routing"),
+          "routing must be balanced, or a map with imbalance, popularity, counts or router",
+          "routing: {popularity: zipf, exponent: 0.2}");
       return;
     }
     MapReader map(node, problems_, "plan.routing");
@@ -422,9 +435,10 @@ class PlanReader {
     constexpr std::int64_t kMostTokens = 1'000'000'000;  // minutes
     const std::int64_t batch = d.sequences * d.tokens;
     if (batch > kMostTokens / std::max<std::int64_t>(d.steps + 16, 1)) {
-      problems_.add(node, fmt::format("steps x sequences x tokens = {} x {} x {} is more than can be "
-                                      "simulated ({} tokens)",
-                                      d.steps, d.sequences, d.tokens, kMostTokens));
+      problems_.add(node,
+                    fmt::format("steps x sequences x tokens = {} x {} x {} is more than can be "
+                                "simulated ({} tokens)",
+                                d.steps, d.sequences, d.tokens, kMostTokens));
     }
     return d;
   }
@@ -855,12 +869,11 @@ Scenario read(const Node& root, const std::string& file, const fs::path& directo
   scenario.fabric =
       read_clusters_fabric(reader, cluster, cluster_ok, scenario.cluster, directory, problems);
 
-  scenario.plan =
-      PlanReader(reader.require("plan"), model_ok ? &scenario.model : nullptr,
-                 cluster_ok ? &scenario.cluster : nullptr,
-                 device_ok ? &scenario.profile.device : nullptr, directory, problems,
-                 scenario.notes)
-          .read();
+  scenario.plan = PlanReader(reader.require("plan"), model_ok ? &scenario.model : nullptr,
+                             cluster_ok ? &scenario.cluster : nullptr,
+                             device_ok ? &scenario.profile.device : nullptr, directory, problems,
+                             scenario.notes)
+                      .read();
   const Node stragglers = reader.at("stragglers");
   if (reader.has("stragglers")) {
     scenario.stragglers = read_stragglers(stragglers, problems);
@@ -942,6 +955,12 @@ std::string routing_yaml(const Routing& routing) {
   return fmt::format("routing: {{{}}}\n", kind);
 }
 
+std::string checkpoint_yaml(const std::optional<Checkpoint>& checkpoint) {
+  if (!checkpoint) return "";
+  return fmt::format("checkpoint: {{bandwidth: {} B/s, network: {}}}\n", checkpoint->bytes_per_s,
+                     checkpoint->own_network ? "own" : "shared");
+}
+
 std::string plan_yaml(const Plan& plan) {
   std::vector<std::int64_t> layers;
   std::string mtp;
@@ -954,12 +973,11 @@ std::string plan_yaml(const Plan& plan) {
                                          : "";
   return fmt::format(
       "layout: {}\nschedule: {}\n{}layers_per_stage: [{}]\n{}sequence_length: {}\nmicro_batch: {}\n"
-      "global_batch: {}\nprecision: {}\nrecompute: {}\ncommunication_sms: {}\n{}",
+      "global_batch: {}\nprecision: {}\nrecompute: {}\ncommunication_sms: {}\n{}{}",
       layout_yaml(plan.parallelism), name_of(plan.schedule), virtual_stages,
       fmt::join(layers, ", "), mtp, plan.sequence_length, plan.micro_batch_sequences,
       plan.global_batch_sequences, precision_yaml(plan.precision), recompute_yaml(plan.recompute),
-      plan.communication_sms,
-      routing_yaml(plan.routing));
+      plan.communication_sms, checkpoint_yaml(plan.checkpoint), routing_yaml(plan.routing));
 }
 
 /// The path of a file as the scenario would have to name it from its own directory.
@@ -1009,8 +1027,8 @@ std::string cluster_yaml(const Cluster& cluster, const std::string& scenario_fil
   }
   const Lanes& lanes = cluster.lanes;
   if (lanes != Lanes{}) {
-    out += fmt::format("lanes: {{expert: {}, tensor: {}, pipeline: {}, data: {}}}\n", lanes.expert,
-                       lanes.tensor, lanes.pipeline, lanes.data);
+    out += fmt::format("lanes: {{expert: {}, tensor: {}, pipeline: {}, data: {}, storage: {}}}\n",
+                       lanes.expert, lanes.tensor, lanes.pipeline, lanes.data, lanes.storage);
   }
   return out +
          fmt::format("profile: {}\n", in_quotes(relative_path(cluster.profile, scenario_file)));
@@ -1036,13 +1054,12 @@ Scenario read_scenario(const std::string& path) {
 }
 
 std::string to_yaml(const Scenario& scenario) {
-  return fmt::format("name: {}\nseed: {}\nmodel:\n{}cluster:\n{}plan:\n{}{}",
-                     in_quotes(scenario.name), scenario.seed, indented(to_yaml(scenario.model)),
-                     indented(cluster_yaml(scenario.cluster, scenario.file)),
-                     indented(plan_yaml(scenario.plan)),
-                     scenario.stragglers.empty()
-                         ? ""
-                         : fmt::format("stragglers: {}\n", to_yaml(scenario.stragglers)));
+  return fmt::format(
+      "name: {}\nseed: {}\nmodel:\n{}cluster:\n{}plan:\n{}{}", in_quotes(scenario.name),
+      scenario.seed, indented(to_yaml(scenario.model)),
+      indented(cluster_yaml(scenario.cluster, scenario.file)), indented(plan_yaml(scenario.plan)),
+      scenario.stragglers.empty() ? ""
+                                  : fmt::format("stragglers: {}\n", to_yaml(scenario.stragglers)));
 }
 
 }  // namespace orrery

@@ -17,6 +17,7 @@
 //     recompute: none | selective | full | deepseek, or a list of norms, mla_up_projection,
 //                activation and attention_core (none)
 //     communication_sms (0)
+//     checkpoint: {bandwidth: of one GPU, network: shared (NICs, with the rest) | own} (none)
 //     routing: balanced | {imbalance} | {popularity: zipf, exponent, independent_tokens} |
 //              {counts, independent_tokens} | {router: {...}, independent_tokens} (balanced);
 //              models/routing.hpp and models/router.hpp say what each is

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <map>
 #include <span>
 #include <tuple>
@@ -78,6 +79,7 @@ class StepBuilder {
     compile_templates();
     reserve();
     add_static_memory();
+    add_checkpoint();
     add_pipeline();
     add_optimizer();
     return std::move(builder_).seal();
@@ -136,7 +138,8 @@ class StepBuilder {
     }
   }
 
-  /// Which GPU of the first group gets the most rows over a position's layers and all micro-batches.
+  /// Which GPU of the first group gets the most rows over a position's layers and all
+  /// micro-batches.
   std::uint32_t fullest_gpu(int position) {
     std::optional<std::uint32_t>& fullest = fullest_[static_cast<std::size_t>(position)];
     if (fullest) return *fullest;
@@ -166,17 +169,16 @@ class StepBuilder {
     std::uint32_t gpu = 0;
   };
 
-  /// The loads of all groups that are simulated, drawn when first asked for. With rank classes that is
-  /// the first group: it is a fair draw of all, whose times hardly differ over a step, while the
+  /// The loads of all groups that are simulated, drawn when first asked for. With rank classes that
+  /// is the first group: it is a fair draw of all, whose times hardly differ over a step, while the
   /// busiest of all groups in each layer would be one that does not exist.
   const std::vector<GroupLoad>& loads_at(std::int64_t layer, std::int64_t micro_batch) {
     std::vector<GroupLoad>& of_groups =
         loads_[static_cast<std::size_t>(layer * plan_.micro_batches() + micro_batch)];
     if (of_groups.empty()) {
-      const std::int64_t groups =
-          replicas_.count == 1
-              ? 1
-              : layout_.group_count(GroupKind::expert) / plan_.parallelism.expert_tp;
+      const std::int64_t groups = replicas_.count == 1 ? 1
+                                                       : layout_.group_count(GroupKind::expert) /
+                                                             plan_.parallelism.expert_tp;
       for (std::int64_t g = 0; g < groups; ++g) {
         of_groups.push_back(draws_->group_load(layer, micro_batch, g));
       }
@@ -210,8 +212,7 @@ class StepBuilder {
       case SizedBy::expert_rows:
         return factory_.shape(op, rows_of(loads_at(tag.layer, tag.micro_batch), slot), builder_);
       case SizedBy::expert_exchange:
-        return factory_.shape(op, group_load(loads_at(tag.layer, tag.micro_batch), slot),
-                              builder_);
+        return factory_.shape(op, group_load(loads_at(tag.layer, tag.micro_batch), slot), builder_);
     }
     return op.shape;
   }
@@ -230,9 +231,8 @@ class StepBuilder {
 
   /// A representative computes as slowly as the slowest of its class.
   void slow_down() {
-    const std::vector<double> of_gpu =
-        slowdowns(scenario_.stragglers, layout_.world(), scenario_.cluster.gpus_per_node,
-                  scenario_.seed);
+    const std::vector<double> of_gpu = slowdowns(scenario_.stragglers, layout_.world(),
+                                                 scenario_.cluster.gpus_per_node, scenario_.seed);
     if (of_gpu.empty()) return;
     if (replicas_.count == layout_.slots()) {
       builder_.set_slowdown(of_gpu);
@@ -334,8 +334,8 @@ class StepBuilder {
       for (std::int64_t slot = 0; slot < replicas; ++slot) {
         std::int64_t bytes = m.bytes;
         if (m.sized_by_rows) {
-          bytes = factory_.saved_bytes(
-              kept_rows_of(loads_at(m.layer, micro_batch), position, slot));
+          bytes =
+              factory_.saved_bytes(kept_rows_of(loads_at(m.layer, micro_batch), position, slot));
           if (m.at_end) bytes = -bytes;
         }
         builder_.memory({.op = OpId(id_of(cell, m.op, slot)),
@@ -573,14 +573,23 @@ class StepBuilder {
 
   /// Elements whose optimizer state this rank keeps.
   std::int64_t optimizer_elements(int position) const {
+    if (plan_.parallelism.zero_stage >= 1) return saved_elements(position);
+    std::int64_t elements = 0;
+    for (int s : held_[static_cast<std::size_t>(position)]) {
+      const StageParameters& p = parameters_[static_cast<std::size_t>(s)];
+      elements += p.dense + p.expert;
+    }
+    return elements;
+  }
+
+  /// This rank's share of the elements of its stages, divided among all their copies.
+  std::int64_t saved_elements(int position) const {
     std::int64_t elements = 0;
     for (int s : held_[static_cast<std::size_t>(position)]) {
       const StageParameters& p = parameters_[static_cast<std::size_t>(s)];
       const auto copies = static_cast<std::int64_t>(holders_of(schedule_, s).size());
-      const bool sharded = plan_.parallelism.zero_stage >= 1;
-      elements += sharded ? p.dense / (layout_.group_size(GroupKind::data) * copies) +
-                                p.expert / (layout_.group_size(GroupKind::expert_data) * copies)
-                          : p.dense + p.expert;
+      elements += p.dense / (layout_.group_size(GroupKind::data) * copies) +
+                  p.expert / (layout_.group_size(GroupKind::expert_data) * copies);
     }
     return elements;
   }
@@ -609,16 +618,20 @@ class StepBuilder {
     };
     // Sum of squares of the local shard; on the data stream, so it follows this rank's reductions.
     const auto local = [&](auto shape_of, const std::string& label,
-                           std::optional<OpId> everyone_after) {
+                           std::optional<OpId> everyone_after, bool changes_state) {
       every_rank([&](int p, std::int64_t slot) {
         const ShapeId shape =
             builder_.intern({.work = shape_of(optimizer_elements(p)), .label = label, .sms = 0});
         const std::array<StreamId, 2> streams = {
             stream_of(replicas_.rank(p, slot), StreamKind::compute),
             stream_of(replicas_.rank(p, slot), StreamKind::data)};
-        builder_.add(
-            OpKind::compute, shape, tag, streams,
-            everyone_after ? std::span<const OpId>(&*everyone_after, 1) : std::span<const OpId>{});
+        predecessors_.clear();
+        if (everyone_after) predecessors_.push_back(*everyone_after);
+        if (changes_state && checkpoint_) {
+          predecessors_.push_back(
+              OpId(checkpoint_->value + static_cast<std::size_t>(p * replicas_.count + slot)));
+        }
+        builder_.add(OpKind::compute, shape, tag, streams, predecessors_);
       });
     };
     const Precision& precision = plan_.precision;
@@ -627,7 +640,7 @@ class StepBuilder {
           return Streaming{
               .kind = StreamingKind::reduction, .bytes_read = 4 * n, .bytes_written = 0};
         },
-        "gradient norm", std::nullopt);
+        "gradient norm", std::nullopt, false);
     streams_.clear();
     every_rank([&](int p, std::int64_t slot) {
       streams_.push_back(stream_of(replicas_.rank(p, slot), StreamKind::data));
@@ -649,7 +662,7 @@ class StepBuilder {
                            .bytes_read = n * (precision.gradient_bytes + state),
                            .bytes_written = n * (state + precision.parameter_bytes)};
         },
-        "AdamW", reduced);
+        "AdamW", reduced, true);
     if (par.zero_stage == 1 || par.zero_stage == 2) {
       const auto no_wait = [](int, std::int64_t) {};
       for (int s = 0; s < stages; ++s) {
@@ -664,6 +677,28 @@ class StepBuilder {
       }
     }
     builder_.end_cell();
+  }
+
+  // ---- what goes on in the background ----
+
+  void add_checkpoint() {
+    if (!plan_.checkpoint) return;
+    const Precision& precision = plan_.precision;
+    const std::int64_t weight_bytes =
+        precision.master_bytes > 0 ? precision.master_bytes : precision.parameter_bytes;
+    checkpoint_ = OpId(builder_.size());
+    for (int p = 0; p < static_cast<int>(plan_.parallelism.pp); ++p) {
+      const StorageWrite write{.bytes = saved_elements(p) * (weight_bytes + precision.moment_bytes),
+                               .bytes_per_s = std::llround(plan_.checkpoint->bytes_per_s),
+                               .own_network = plan_.checkpoint->own_network};
+      const ShapeId shape = builder_.intern({.work = write, .label = "checkpoint", .sms = 0});
+      for (std::int64_t slot = 0; slot < replicas_.count; ++slot) {
+        const StreamId stream = stream_of(replicas_.rank(p, slot), StreamKind::storage);
+        builder_.add(OpKind::transfer, shape,
+                     {.micro_batch = 0, .layer = kNoLayer, .stage = 0, .phase = Phase::checkpoint},
+                     {&stream, 1}, {});
+      }
+    }
   }
 
   // ---- memory that is there all the time ----
@@ -729,10 +764,11 @@ class StepBuilder {
   ProgramBuilder builder_;
   CellFactory factory_;
   std::array<Groups, 7> groups_;
-  std::optional<ExpertLoads> draws_;           ///< none: experts are even, or evenly uneven
-  std::vector<std::vector<GroupLoad>> loads_;  ///< by (layer, micro-batch), as asked for
-  std::vector<Place> places_;                  ///< by slot
+  std::optional<ExpertLoads> draws_;                   ///< none: experts are even, or evenly uneven
+  std::vector<std::vector<GroupLoad>> loads_;          ///< by (layer, micro-batch), as asked for
+  std::vector<Place> places_;                          ///< by slot
   std::vector<std::optional<std::uint32_t>> fullest_;  ///< by position: GPU of its first group
+  std::optional<OpId> checkpoint_;                     ///< the first of one op per simulated rank
   std::vector<StageParameters> parameters_;
   std::map<TemplateKey, CellTemplate> templates_;
   std::vector<Input> forward_input_;  ///< by (stage, micro-batch)
@@ -780,8 +816,8 @@ ExpertLoads expert_loads(const Scenario& scenario) {
   const Layout layout(p, scenario.cluster.gpus_per_node);
   ExpertGroupShape shape;
   shape.gpus = p.ep;
-  shape.gpus_per_node = std::min(
-      {scenario.cluster.gpus_per_node, layout.members_per_node(GroupKind::expert), p.ep});
+  shape.gpus_per_node =
+      std::min({scenario.cluster.gpus_per_node, layout.members_per_node(GroupKind::expert), p.ep});
   shape.groups = layout.group_count(GroupKind::expert) / p.expert_tp;
   // Ranks that share an expert's columns share its rows.
   shape.tokens_per_gpu =

@@ -81,7 +81,7 @@ std::pair<int, int> streams_of(Exposed cause) {
     case Exposed::tensor:
       return range(StreamKind::tensor, StreamKind::tensor);
     case Exposed::data:
-      return range(StreamKind::data, StreamKind::data);
+      return range(StreamKind::data, StreamKind::storage);
     case Exposed::pipeline:
       return range(StreamKind::send_next, StreamKind::receive_next);
   }

@@ -275,6 +275,8 @@ std::string_view key_of(Phase phase) {
       return "parameter_gather";
     case Phase::optimizer:
       return "optimizer";
+    case Phase::checkpoint:
+      return "checkpoint";
   }
   return "?";
 }

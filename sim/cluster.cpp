@@ -55,6 +55,7 @@ Lanes read_lanes(const Node& node, Problems& problems) {
   lanes.tensor = map.integer_or("tensor", 1, 1, kMost);
   lanes.pipeline = map.integer_or("pipeline", 1, 1, kMost);
   lanes.data = map.integer_or("data", 1, 1, kMost);
+  lanes.storage = map.integer_or("storage", 1, 1, kMost);
   map.finish();
   return lanes;
 }

@@ -50,6 +50,7 @@ struct Lanes {
   std::int64_t tensor = 1;    ///< tensor- and context-parallel collectives
   std::int64_t pipeline = 1;  ///< sends between stages
   std::int64_t data = 1;      ///< gradients and parameters
+  std::int64_t storage = 1;   ///< checkpoints
 
   friend bool operator==(const Lanes&, const Lanes&) = default;
 };

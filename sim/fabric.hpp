@@ -115,6 +115,10 @@ class Fabric {
   /// Throws InputError where failed links leave no path.
   std::vector<LinkId> route(GpuId source, GpuId destination, std::uint32_t label) const;
 
+  /// The links that a GPU's traffic to anywhere outside of its node takes: through its NIC to its
+  /// leaf. Empty where it has no way out.
+  std::span<const LinkId> way_out(GpuId gpu) const { return hosts_[gpu].up; }
+
   /// Every link that per-packet spraying uses and its share of the traffic, hop by hop: the shares
   /// of the links that are equally far from the source sum to 1. Throws as route().
   std::vector<std::pair<LinkId, double>> spray(GpuId source, GpuId destination) const;

@@ -24,8 +24,8 @@ struct Links {
   double nic_bytes_per_s = 0;
 };
 
-/// The bytes one GPU's tokens put on each kind of link, per direction; with uneven experts, the bytes
-/// on the links of the busiest.
+/// The bytes one GPU's tokens put on each kind of link, per direction; with uneven experts, the
+/// bytes on the links of the busiest.
 struct ExchangeBytes {
   double token = 0;  ///< of one token
   double nvlink = 0;
@@ -404,6 +404,13 @@ Price price_send(const Send& send, const Cluster& cluster) {
   return price;
 }
 
+Price price_storage_write(const StorageWrite& write) {
+  return {.time_ps = from_seconds(static_cast<double>(write.bytes) /
+                                  static_cast<double>(write.bytes_per_s)),
+          .source = PriceSource::derived,
+          .note = "the rate that the plan states"};
+}
+
 Communication communication_of(const ExpertExchange& exchange) {
   const auto pattern =
       exchange.combine ? CommunicationPattern::combine : CommunicationPattern::dispatch;
@@ -472,6 +479,14 @@ Communication communication_of(const Send& send) {
   return nccl(CommunicationPattern::send, send.same_node ? bytes : 0, send.same_node ? 0 : bytes);
 }
 
+Communication communication_of(const StorageWrite& write) {
+  const auto bytes = static_cast<double>(write.bytes);
+  // Read once on the way out, by the NIC or a copy engine.
+  return {.pattern = CommunicationPattern::storage,
+          .far_bytes = write.own_network ? 0 : bytes,
+          .memory_bytes = bytes};
+}
+
 std::optional<Communication> communication_of(const Shape& shape, const Cluster& cluster) {
   std::optional<Communication> moves;
   if (const auto* e = std::get_if<ExpertExchange>(&shape.work)) {
@@ -480,8 +495,10 @@ std::optional<Communication> communication_of(const Shape& shape, const Cluster&
     if (c->ranks > 1) moves = communication_of(*c, cluster);
   } else if (const auto* s = std::get_if<Send>(&shape.work)) {
     moves = communication_of(*s);
+  } else if (const auto* w = std::get_if<StorageWrite>(&shape.work)) {
+    moves = communication_of(*w);
   }
-  if (moves && moves->near_bytes + moves->far_bytes == 0) moves.reset();
+  if (moves && moves->memory_bytes == 0) moves.reset();
   return moves;
 }
 

@@ -22,6 +22,9 @@ Price price_collective(const Collective& collective, const Cluster& cluster);
 /// One message on NVLink or on one NIC.
 Price price_send(const Send& send, const Cluster& cluster);
 
+/// At the rate that the plan states.
+Price price_storage_write(const StorageWrite& write);
+
 /// What the formulas above move: by which pattern, and how many bytes the GPU that sends most sends
 /// over NVLink inside its node and through its NIC to other nodes.
 ///
@@ -40,6 +43,7 @@ struct Communication {
 Communication communication_of(const ExpertExchange& exchange);
 Communication communication_of(const Collective& collective, const Cluster& cluster);
 Communication communication_of(const Send& send);
+Communication communication_of(const StorageWrite& write);
 /// Nullopt for shapes that move nothing between GPUs.
 std::optional<Communication> communication_of(const Shape& shape, const Cluster& cluster);
 

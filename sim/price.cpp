@@ -29,6 +29,7 @@ Price price(const Shape& shape, const Profile& profile, const Cluster& cluster) 
     }
     Price operator()(const Collective& c) const { return price_collective(c, cluster); }
     Price operator()(const Send& s) const { return price_send(s, cluster); }
+    Price operator()(const StorageWrite& w) const { return price_storage_write(w); }
   };
   return std::visit(Visitor{shape.sms, profile, cluster}, shape.work);
 }

@@ -100,6 +100,7 @@ std::string_view direction_of(Phase phase) {
     case Phase::gradient_sync:
     case Phase::parameter_gather:
     case Phase::optimizer:
+    case Phase::checkpoint:
       return "";  // once per step
   }
   return "";
@@ -145,6 +146,8 @@ std::string_view name_of(StreamKind kind) {
       return "receive_next";
     case StreamKind::data:
       return "data";
+    case StreamKind::storage:
+      return "storage";
   }
   return "?";
 }
@@ -193,6 +196,8 @@ std::string_view name_of(Phase phase) {
       return "parameter_gather";
     case Phase::optimizer:
       return "optimizer";
+    case Phase::checkpoint:
+      return "checkpoint";
   }
   return "?";
 }

@@ -36,9 +36,10 @@ enum class StreamKind : std::uint8_t {
   send_previous,
   receive_previous,  ///< ... and where they arrive
   receive_next,
-  data,  ///< gradient and parameter traffic (data parallel, ZeRO)
+  data,     ///< gradient and parameter traffic (data parallel, ZeRO)
+  storage,  ///< checkpoints
 };
-inline constexpr int kStreamsPerRank = 9;
+inline constexpr int kStreamsPerRank = 10;
 std::string_view name_of(StreamKind kind);
 
 constexpr StreamId stream_of(RankId rank, StreamKind kind) {
@@ -76,8 +77,9 @@ enum class Phase : std::uint8_t {
   gradient_sync,
   parameter_gather,
   optimizer,
+  checkpoint,
 };
-inline constexpr int kPhases = 21;
+inline constexpr int kPhases = 22;
 std::string_view name_of(Phase phase);
 
 /// Where an op belongs; layer is the model's layer index (kNoLayer for embedding, head, optimizer).

@@ -179,6 +179,7 @@ double bytes_of(const Shape& shape) {
     }
     double operator()(const Collective& c) const { return 2 * static_cast<double>(c.bytes); }
     double operator()(const Send& s) const { return static_cast<double>(s.bytes); }
+    double operator()(const StorageWrite& w) const { return static_cast<double>(w.bytes); }
   };
   return std::visit(Visitor{}, shape.work);
 }
@@ -219,6 +220,10 @@ std::string describe(const Shape& shape) {
     }
     std::string operator()(const Send& s) const {
       return fmt::format("send {} B{}", s.bytes, s.same_node ? " inside the node" : "");
+    }
+    std::string operator()(const StorageWrite& w) const {
+      return fmt::format("write {} B to storage at {} B/s{}", w.bytes, w.bytes_per_s,
+                         w.own_network ? " over its own network" : "");
     }
   };
   const std::string what = std::visit(Visitor{}, shape.work);

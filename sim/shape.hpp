@@ -129,13 +129,23 @@ struct Send {
   friend auto operator<=>(const Send&, const Send&) = default;
 };
 
+/// A checkpoint's part of one GPU on its way to storage, at the rate that storage takes it. It leaves
+/// through the GPU's NIC, or over a network of its own, of which nothing is modelled but the rate.
+struct StorageWrite {
+  std::int64_t bytes = 0;
+  std::int64_t bytes_per_s = 0;
+  bool own_network = false;
+  friend auto operator<=>(const StorageWrite&, const StorageWrite&) = default;
+};
+
 /// Takes no time: a join or a mark.
 struct Mark {
   friend auto operator<=>(const Mark&, const Mark&) = default;
 };
 
 struct Shape {
-  std::variant<Mark, Gemm, AttentionCore, Streaming, ExpertExchange, Collective, Send> work;
+  std::variant<Mark, Gemm, AttentionCore, Streaming, ExpertExchange, Collective, Send, StorageWrite>
+      work;
   std::string label;  ///< the operation in the model: "q_b", "o", "routed_up", "dispatch"
   int sms = 0;        ///< SMs this kernel may use; 0: all of the device
   friend auto operator<=>(const Shape&, const Shape&) = default;

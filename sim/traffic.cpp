@@ -22,6 +22,8 @@ std::int64_t lane_of(StreamKind stream, const Lanes& lanes) {
       return lanes.tensor;
     case StreamKind::data:
       return lanes.data;
+    case StreamKind::storage:
+      return lanes.storage;
     case StreamKind::send_next:
     case StreamKind::send_previous:
     case StreamKind::receive_previous:
@@ -155,6 +157,12 @@ class TrafficBuilder {
   /// Splits every class by what its links carry of this site.
   void refine_classes(const Site& site, std::uint32_t id) {
     for (const auto& group : groups_at(site)) {
+      if (site.shape.pattern == CommunicationPattern::storage) {
+        for (const GpuId gpu : group) {
+          for (const LinkId link : fabric_.way_out(gpu)) far_.add(link, 1);
+        }
+        continue;
+      }
       const UnitTransfers unit = unit_transfers(site.shape.pattern, by_node(group));
       near_transfers_.insert(near_transfers_.end(), unit.near.begin(), unit.near.end());
       far_transfers_.insert(far_transfers_.end(), unit.far.begin(), unit.far.end());
@@ -194,8 +202,9 @@ class TrafficBuilder {
       return groups;
     }
     const auto positions = static_cast<std::int64_t>(site.ranks.size());
-    const bool send = site.shape.pattern == CommunicationPattern::send;
-    const std::int64_t extent = send ? 1 : site.shape.ranks / positions;
+    const bool one_to_one = site.shape.pattern == CommunicationPattern::send ||
+                            site.shape.pattern == CommunicationPattern::storage;
+    const std::int64_t extent = one_to_one ? 1 : site.shape.ranks / positions;
     const std::int64_t block = extent * site.shape.stride;
     ORRERY_CHECK(block > 0 && slots % block == 0, "groups of {} x {} among {} ranks", extent,
                  site.shape.stride, slots);

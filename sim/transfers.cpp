@@ -91,6 +91,8 @@ std::string_view name_of(CommunicationPattern pattern) {
       return "combine";
     case CommunicationPattern::send:
       return "send";
+    case CommunicationPattern::storage:
+      return "storage";
   }
   return "?";
 }
@@ -145,6 +147,8 @@ UnitTransfers unit_transfers(CommunicationPattern pattern, Nodes nodes) {
       }
       break;
     }
+    case CommunicationPattern::storage:
+      break;  // no GPU at the other end: Fabric::way_out()
   }
   unit.far = std::move(across.far);
   normalise(unit.near);

@@ -24,6 +24,7 @@ enum class CommunicationPattern : std::uint8_t {
   dispatch,    ///< DeepEP: to the GPU of the same index in other nodes, from there to the others
   combine,     ///< the same the other way round
   send,        ///< the first member to the second
+  storage,     ///< every member by itself, through its NIC and out of the fabric's sight
 };
 std::string_view name_of(CommunicationPattern pattern);
 
