@@ -153,8 +153,9 @@ class PlanReader {
     if (layout_ok_) layout_ok_ = without_problems([&] { check_expert_block(); });
     if (layout_ok_ && model_ != nullptr) check_split_of_model();
     if (layout_ok_ && plan_.parallelism.ep == 1 && !stated_load(plan_.routing)) {
-      note("routing changes nothing with ep 1: every GPU has all experts, and their rows together "
-           "are the same");
+      note(
+          "routing changes nothing with ep 1: every GPU has all experts, and their rows together "
+          "are the same");
     }
     if (batch_ok_) batch_ok_ = without_problems([&] { check_tokens(); });
     if (batch_ok_ && layout_ok_) batch_ok_ = without_problems([&] { check_batch(); });
@@ -345,9 +346,10 @@ class PlanReader {
     }
     if (node.kind() != Node::Kind::map) {
       if (node.kind() == Node::Kind::scalar && node.text() == "balanced") return;
-      problems_.add(where(reader_, "routing"),
-                    "routing must be balanced, or a map with imbalance, popularity, counts or router",
-                    "routing: {popularity: zipf, exponent: 0.2}");
+      problems_.add(
+          where(reader_, "routing"),
+          "routing must be balanced, or a map with imbalance, popularity, counts or router",
+          "routing: {popularity: zipf, exponent: 0.2}");
       return;
     }
     MapReader map(node, problems_, "plan.routing");
@@ -422,9 +424,10 @@ class PlanReader {
     constexpr std::int64_t kMostTokens = 1'000'000'000;  // minutes
     const std::int64_t batch = d.sequences * d.tokens;
     if (batch > kMostTokens / std::max<std::int64_t>(d.steps + 16, 1)) {
-      problems_.add(node, fmt::format("steps x sequences x tokens = {} x {} x {} is more than can be "
-                                      "simulated ({} tokens)",
-                                      d.steps, d.sequences, d.tokens, kMostTokens));
+      problems_.add(node,
+                    fmt::format("steps x sequences x tokens = {} x {} x {} is more than can be "
+                                "simulated ({} tokens)",
+                                d.steps, d.sequences, d.tokens, kMostTokens));
     }
     return d;
   }
@@ -819,12 +822,11 @@ Scenario read(const Node& root, const std::string& file, const fs::path& directo
   scenario.profile = read_device_profile(reader, cluster, scenario.cluster, directory, problems);
   const bool device_ok = problems.size() == before && !scenario.profile.file.empty();
 
-  scenario.plan =
-      PlanReader(reader.require("plan"), model_ok ? &scenario.model : nullptr,
-                 cluster_ok ? &scenario.cluster : nullptr,
-                 device_ok ? &scenario.profile.device : nullptr, directory, problems,
-                 scenario.notes)
-          .read();
+  scenario.plan = PlanReader(reader.require("plan"), model_ok ? &scenario.model : nullptr,
+                             cluster_ok ? &scenario.cluster : nullptr,
+                             device_ok ? &scenario.profile.device : nullptr, directory, problems,
+                             scenario.notes)
+                      .read();
   const Node stragglers = reader.at("stragglers");
   if (reader.has("stragglers")) {
     scenario.stragglers = read_stragglers(stragglers, problems);
@@ -922,8 +924,7 @@ std::string plan_yaml(const Plan& plan) {
       layout_yaml(plan.parallelism), name_of(plan.schedule), virtual_stages,
       fmt::join(layers, ", "), mtp, plan.sequence_length, plan.micro_batch_sequences,
       plan.global_batch_sequences, precision_yaml(plan.precision), recompute_yaml(plan.recompute),
-      plan.communication_sms,
-      routing_yaml(plan.routing));
+      plan.communication_sms, routing_yaml(plan.routing));
 }
 
 /// The path of a file as the scenario would have to name it from its own directory.
@@ -989,13 +990,12 @@ Scenario read_scenario(const std::string& path) {
 }
 
 std::string to_yaml(const Scenario& scenario) {
-  return fmt::format("name: {}\nseed: {}\nmodel:\n{}cluster:\n{}plan:\n{}{}",
-                     in_quotes(scenario.name), scenario.seed, indented(to_yaml(scenario.model)),
-                     indented(cluster_yaml(scenario.cluster, scenario.file)),
-                     indented(plan_yaml(scenario.plan)),
-                     scenario.stragglers.empty()
-                         ? ""
-                         : fmt::format("stragglers: {}\n", to_yaml(scenario.stragglers)));
+  return fmt::format(
+      "name: {}\nseed: {}\nmodel:\n{}cluster:\n{}plan:\n{}{}", in_quotes(scenario.name),
+      scenario.seed, indented(to_yaml(scenario.model)),
+      indented(cluster_yaml(scenario.cluster, scenario.file)), indented(plan_yaml(scenario.plan)),
+      scenario.stragglers.empty() ? ""
+                                  : fmt::format("stragglers: {}\n", to_yaml(scenario.stragglers)));
 }
 
 }  // namespace orrery

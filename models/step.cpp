@@ -136,7 +136,8 @@ class StepBuilder {
     }
   }
 
-  /// Which GPU of the first group gets the most rows over a position's layers and all micro-batches.
+  /// Which GPU of the first group gets the most rows over a position's layers and all
+  /// micro-batches.
   std::uint32_t fullest_gpu(int position) {
     std::optional<std::uint32_t>& fullest = fullest_[static_cast<std::size_t>(position)];
     if (fullest) return *fullest;
@@ -166,17 +167,16 @@ class StepBuilder {
     std::uint32_t gpu = 0;
   };
 
-  /// The loads of all groups that are simulated, drawn when first asked for. With rank classes that is
-  /// the first group: it is a fair draw of all, whose times hardly differ over a step, while the
+  /// The loads of all groups that are simulated, drawn when first asked for. With rank classes that
+  /// is the first group: it is a fair draw of all, whose times hardly differ over a step, while the
   /// busiest of all groups in each layer would be one that does not exist.
   const std::vector<GroupLoad>& loads_at(std::int64_t layer, std::int64_t micro_batch) {
     std::vector<GroupLoad>& of_groups =
         loads_[static_cast<std::size_t>(layer * plan_.micro_batches() + micro_batch)];
     if (of_groups.empty()) {
-      const std::int64_t groups =
-          replicas_.count == 1
-              ? 1
-              : layout_.group_count(GroupKind::expert) / plan_.parallelism.expert_tp;
+      const std::int64_t groups = replicas_.count == 1 ? 1
+                                                       : layout_.group_count(GroupKind::expert) /
+                                                             plan_.parallelism.expert_tp;
       for (std::int64_t g = 0; g < groups; ++g) {
         of_groups.push_back(draws_->group_load(layer, micro_batch, g));
       }
@@ -210,8 +210,7 @@ class StepBuilder {
       case SizedBy::expert_rows:
         return factory_.shape(op, rows_of(loads_at(tag.layer, tag.micro_batch), slot), builder_);
       case SizedBy::expert_exchange:
-        return factory_.shape(op, group_load(loads_at(tag.layer, tag.micro_batch), slot),
-                              builder_);
+        return factory_.shape(op, group_load(loads_at(tag.layer, tag.micro_batch), slot), builder_);
     }
     return op.shape;
   }
@@ -230,9 +229,8 @@ class StepBuilder {
 
   /// A representative computes as slowly as the slowest of its class.
   void slow_down() {
-    const std::vector<double> of_gpu =
-        slowdowns(scenario_.stragglers, layout_.world(), scenario_.cluster.gpus_per_node,
-                  scenario_.seed);
+    const std::vector<double> of_gpu = slowdowns(scenario_.stragglers, layout_.world(),
+                                                 scenario_.cluster.gpus_per_node, scenario_.seed);
     if (of_gpu.empty()) return;
     if (replicas_.count == layout_.slots()) {
       builder_.set_slowdown(of_gpu);
@@ -334,8 +332,8 @@ class StepBuilder {
       for (std::int64_t slot = 0; slot < replicas; ++slot) {
         std::int64_t bytes = m.bytes;
         if (m.sized_by_rows) {
-          bytes = factory_.saved_bytes(
-              kept_rows_of(loads_at(m.layer, micro_batch), position, slot));
+          bytes =
+              factory_.saved_bytes(kept_rows_of(loads_at(m.layer, micro_batch), position, slot));
           if (m.at_end) bytes = -bytes;
         }
         builder_.memory({.op = OpId(id_of(cell, m.op, slot)),
@@ -728,9 +726,9 @@ class StepBuilder {
   ProgramBuilder builder_;
   CellFactory factory_;
   std::array<Groups, 7> groups_;
-  std::optional<ExpertLoads> draws_;           ///< none: experts are even, or evenly uneven
-  std::vector<std::vector<GroupLoad>> loads_;  ///< by (layer, micro-batch), as asked for
-  std::vector<Place> places_;                  ///< by slot
+  std::optional<ExpertLoads> draws_;                   ///< none: experts are even, or evenly uneven
+  std::vector<std::vector<GroupLoad>> loads_;          ///< by (layer, micro-batch), as asked for
+  std::vector<Place> places_;                          ///< by slot
   std::vector<std::optional<std::uint32_t>> fullest_;  ///< by position: GPU of its first group
   std::vector<StageParameters> parameters_;
   std::map<TemplateKey, CellTemplate> templates_;
@@ -779,8 +777,8 @@ ExpertLoads expert_loads(const Scenario& scenario) {
   const Layout layout(p, scenario.cluster.gpus_per_node);
   ExpertGroupShape shape;
   shape.gpus = p.ep;
-  shape.gpus_per_node = std::min(
-      {scenario.cluster.gpus_per_node, layout.members_per_node(GroupKind::expert), p.ep});
+  shape.gpus_per_node =
+      std::min({scenario.cluster.gpus_per_node, layout.members_per_node(GroupKind::expert), p.ep});
   shape.groups = layout.group_count(GroupKind::expert) / p.expert_tp;
   // Ranks that share an expert's columns share its rows.
   shape.tokens_per_gpu =

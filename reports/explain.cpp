@@ -127,13 +127,15 @@ std::string groups(const Scenario& scenario) {
   return text + format_table(rows, "rrrrrrrrr", "  ");
 }
 
-/// Mean and greatest of the busiest GPU and node of the first group, over all layers with experts and
-/// micro-batches.
+/// Mean and greatest of the busiest GPU and node of the first group, over all layers with experts
+/// and micro-batches.
 std::string routing(const Scenario& scenario) {
   if (!scenario.model.moe || stated_load(scenario.plan.routing)) return "";
   const ExpertLoads loads = expert_loads(scenario);
   Rows rows;
-  const auto row = [&](const char* what, const std::string& value) { rows.push_back({what, value}); };
+  const auto row = [&](const char* what, const std::string& value) {
+    rows.push_back({what, value});
+  };
   const auto number = [](double value) { return fmt::format("{:.3f}", value); };
   if (const RouterOutcome* router = loads.router()) {
     const auto most = std::max_element(router->popularity.begin(), router->popularity.end());
@@ -172,8 +174,8 @@ std::string routing(const Scenario& scenario) {
 
 std::string stragglers(const Scenario& scenario) {
   const std::int64_t world = scenario.plan.parallelism.world();
-  const std::vector<double> factors = slowdowns(
-      scenario.stragglers, world, scenario.cluster.gpus_per_node, scenario.seed);
+  const std::vector<double> factors =
+      slowdowns(scenario.stragglers, world, scenario.cluster.gpus_per_node, scenario.seed);
   if (factors.empty()) return "";
   std::vector<std::pair<double, std::int64_t>> slowest;
   for (std::int64_t g = 0; g < world; ++g) {
@@ -274,7 +276,8 @@ std::string explain(const Study& study) {
   std::string text = to_yaml(study.scenario);
   for (const std::string& section :
        {parameters(study.scenario), stages(study.scenario), memory(study.report),
-        groups(study.scenario), routing(study.scenario), stragglers(study.scenario), program(study), isolated(study.report), prices(study.report)}) {
+        groups(study.scenario), routing(study.scenario), stragglers(study.scenario), program(study),
+        isolated(study.report), prices(study.report)}) {
     if (!section.empty()) text += fmt::format("\n{}", comment(section));
   }
   for (const std::string& note : study.scenario.notes)

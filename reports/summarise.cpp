@@ -123,12 +123,12 @@ Operation operation_of(const Shape& shape, const Price& price) {
   return {shape.label, shape.sms, shape.work.index(), kind, price.source, price.extrapolated};
 }
 
-/// One row for the shapes of one operation at different loads: their sum, named after the costliest.
+/// One row for the shapes of one operation at different loads: their sum, named after the
+/// costliest.
 PriceRow merge(const std::vector<PriceRow>& loads) {
-  PriceRow row = *std::max_element(loads.begin(), loads.end(),
-                                   [](const PriceRow& a, const PriceRow& b) {
-                                     return a.per_gpu_s < b.per_gpu_s;
-                                   });
+  PriceRow row = *std::max_element(
+      loads.begin(), loads.end(),
+      [](const PriceRow& a, const PriceRow& b) { return a.per_gpu_s < b.per_gpu_s; });
   if (loads.size() == 1) return row;
   row.shape += fmt::format(" and {} other loads", loads.size() - 1);
   row.count = 0;

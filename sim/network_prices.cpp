@@ -24,8 +24,8 @@ struct Links {
   double nic_bytes_per_s = 0;
 };
 
-/// The bytes one GPU's tokens put on each kind of link, per direction; with uneven experts, the bytes
-/// on the links of the busiest.
+/// The bytes one GPU's tokens put on each kind of link, per direction; with uneven experts, the
+/// bytes on the links of the busiest.
 struct ExchangeBytes {
   double token = 0;  ///< of one token
   double nvlink = 0;
