@@ -427,7 +427,7 @@ std::vector<std::int64_t> ExpertLoads::draw(std::span<const double> popularity, 
                                             std::uint64_t micro_batch, std::uint64_t group) const {
   Random random = Random::of({seed_, kTokensStream, layer, micro_batch, group});
   // As many choices as tokens have, each drawn by itself: that a token does not choose an expert
-  // twice would make loads vary less by a factor of (1 - top_k p) / (1 - p), 0.78 for V3's mean
+  // twice would make loads vary less by a factor of (1 - top_k p) / (1 - p), 0.97 for V3's mean
   // expert.
   std::int64_t left = shape_.gpus * independent_tokens_ * moe_.top_k;
   double rest = 1;

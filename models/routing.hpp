@@ -84,6 +84,8 @@ RecordedCounts read_counts(const std::string& path, const Moe& moe,
                            Problems& problems);
 
 /// Loads are rounded to steps of 1/128 of the mean, so that a step has some thousands of shapes.
+/// With steps of 1/1024 DeepSeek-V3's step is 0.04 % longer (zipf, exponents 0.2 and 0.5), with ten
+/// times the shapes.
 inline constexpr int kLoadLevels = 128;
 using LoadLevel = std::uint16_t;
 constexpr double load_of(int level) {
