@@ -186,8 +186,11 @@ TEST(ExpertLoads, OfARouterVaryAsItsSequencesDo) {
 
 class Counts : public testing::Test {
  protected:
+  // A name of its own for each test, since tests run side by side.
   std::filesystem::path path_ =
-      std::filesystem::temp_directory_path() / "orrery_routing_test_counts.csv";
+      std::filesystem::temp_directory_path() /
+      (std::string("orrery_counts_") +
+       testing::UnitTest::GetInstance()->current_test_info()->name() + ".csv");
   Moe moe_{.routed_experts = 4, .top_k = 2};
   Problems problems_;
 
