@@ -377,17 +377,17 @@ struct CellFactory::Units : std::deque<Unit> {
 
 namespace {
 
-constexpr Work LayerWork::*kParts[] = {
-    &LayerWork::attn_forward,     &LayerWork::dispatch_forward,  &LayerWork::mlp_forward,
-    &LayerWork::combine_forward,  &LayerWork::combine_backward,  &LayerWork::mlp_backward,
-    &LayerWork::mlp_weight,       &LayerWork::dispatch_backward, &LayerWork::attn_backward,
-    &LayerWork::attn_weight};
+constexpr Work LayerWork::*kParts[] = {&LayerWork::attn_forward,     &LayerWork::dispatch_forward,
+                                       &LayerWork::mlp_forward,      &LayerWork::combine_forward,
+                                       &LayerWork::combine_backward, &LayerWork::mlp_backward,
+                                       &LayerWork::mlp_weight,       &LayerWork::dispatch_backward,
+                                       &LayerWork::attn_backward,    &LayerWork::attn_weight};
 
 }  // namespace
 
 std::uint32_t CellFactory::sized(const Work& work, std::size_t item, int sms) {
-  const auto [known, inserted] = sized_of_.try_emplace(
-      {&work[item], sms}, static_cast<std::uint32_t>(sized_.size()));
+  const auto [known, inserted] =
+      sized_of_.try_emplace({&work[item], sms}, static_cast<std::uint32_t>(sized_.size()));
   if (!inserted) return known->second;
   for (Work LayerWork::*const part : kParts) {
     if (&(moe_layer_.*part) != &work) continue;

@@ -100,7 +100,7 @@ class CellFactory {
     Work LayerWork::*part = nullptr;
     std::size_t item = 0;
     int sms = 0;
-    std::vector<ShapeId> by_rows;                                 // by level
+    std::vector<ShapeId> by_rows;                                  // by level
     std::map<std::pair<LoadLevel, LoadLevel>, ShapeId> exchanges;  // by busiest GPU and node
   };
 

@@ -44,8 +44,7 @@ class Chain {
   bool fp8() const { return precision().linear != NumberFormat::bf16; }
 
   void add(std::string label, decltype(Shape::work) work) {
-    work_.push_back(
-        {.shape = {.work = work, .label = std::move(label)}, .sized_by = sized_by_});
+    work_.push_back({.shape = {.work = work, .label = std::move(label)}, .sized_by = sized_by_});
   }
 
   /// What the kernels that follow are sized by.
@@ -586,9 +585,12 @@ void dense_backward(Chain& c, const Layout& layout) {
 // Experts
 
 /// Routed and shared experts of one GPU. The mean expert receives tokens * top_k * ep / experts
-/// rows from its group, each of this GPU's `load` times that. How a GPU's rows are spread over its own
-/// experts is not told apart: a grouped GEMM pads each expert to whole tiles, which costs half a tile
-/// an expert on average however they are spread.
+/// rows from its group, each of this GPU's `load` times that. How a GPU's rows are spread over its
+/// own experts is not told apart: a grouped GEMM pads each expert to whole tiles, which costs half
+/// a tile an expert on average however they are spread (0.8 % of V3's 8192 rows). Measured on an
+/// H100 with 128 and more experts and 16k tokens and more, a power law of exponent 1 takes 3 %
+/// longer than even loads (median; ai-dynamo/aiconfigurator, SGLang 0.5.14, fused FP8 and BF16
+/// kernels), within the prices' spread.
 class Experts {
  public:
   Experts(Chain& c, const Layout& layout, std::int64_t gpus_per_node, double load)

@@ -53,9 +53,9 @@ class NormalTable {
   std::vector<float> quantiles_;
 };
 
-/// exp(x) for |x| < 87, to within 4e-6 of it, and at least 2^-126 and some number above 2^127 beyond,
-/// in a form that compilers vectorise (no branch on a float): 2^(k + r) with k whole and |r| <= 1/2,
-/// and the series of exp(r ln 2). |x| < 2^20.
+/// exp(x) for |x| < 87, to within 4e-6 of it, and at least 2^-126 and some number above 2^127
+/// beyond, in a form that compilers vectorise (no branch on a float): 2^(k + r) with k whole and
+/// |r| <= 1/2, and the series of exp(r ln 2). |x| < 2^20.
 float exponential(float x) {
   constexpr float kRounder = 12582912;  // 1.5 x 2^23: adding it rounds to a whole number
   const float power = x * 1.44269504F;
@@ -133,8 +133,8 @@ class Router {
       const std::int64_t lacks = all - loads[e] * experts;
       if (lacks != 0) bias_[e] += lacks > 0 ? step : -step;
       const double rate = dynamics_.sequence_loss * dynamics_.loss_rate;
-      offset_[e] -= static_cast<float>(rate * gradient_[e] /
-                                       static_cast<double>(dynamics_.sequences));
+      offset_[e] -=
+          static_cast<float>(rate * gradient_[e] / static_cast<double>(dynamics_.sequences));
     }
   }
 
@@ -219,8 +219,8 @@ void add_balance_gradient(const Moe& moe, std::span<const float> scores,
   const auto tokens = static_cast<double>(count);
   const double scale = static_cast<double>(experts) / (static_cast<double>(moe.top_k) * tokens);
   // With p_e = s_e / sum of s and the slope l_e = d ln s_e / d offset_e, which is 1 - s_e for a
-  // sigmoid:  d(sum_i f_i p_i) / d offset_e = p_e l_e (f_e - sum_i f_i p_i). A softmax, whose scores
-  // add up to 1 already, is the same with l_e = 1.
+  // sigmoid:  d(sum_i f_i p_i) / d offset_e = p_e l_e (f_e - sum_i f_i p_i). A softmax, whose
+  // scores add up to 1 already, is the same with l_e = 1.
   for (std::size_t t = 0; t < count; ++t) {
     const std::span<const float> s = scores.subspan(t * experts, experts);
     double sum = 0;

@@ -1,13 +1,14 @@
 #pragma once
-// The dynamics of an expert router: what its selection bias and its balance loss make of tokens that
-// prefer some experts. A pure function of its arguments and a seed.
+// The dynamics of an expert router: what its selection bias and its balance loss make of tokens
+// that prefer some experts. A pure function of its arguments and a seed.
 //
 // A token t of a sequence q has the affinity
 //   x[t, e] = offset[e] + sequence_spread * u[q, e] + token_spread * v[t, e]
 // to expert e, with u and v standard normal and offset[e] drawn once with the standard deviation
-// offset_spread. Its score is sigmoid(x) or softmax(x) over the experts, and it selects top_k experts
-// by score + bias (DeepSeek-V3 report 2.1.2; arXiv 2408.15664, section 3). What a real router does and
-// this one does not: the model's own gradient moves the offsets, and experts resemble each other.
+// offset_spread. Its score is sigmoid(x) or softmax(x) over the experts, and it selects top_k
+// experts by score + bias (DeepSeek-V3 report 2.1.2; arXiv 2408.15664, section 3). What a real
+// router does and this one does not: the model's own gradient moves the offsets, and experts
+// resemble each other.
 
 #include <cstdint>
 #include <span>
@@ -18,8 +19,8 @@
 
 namespace orrery {
 
-/// The spreads are in units of affinity, before the sigmoid. None of them is published for any model:
-/// the defaults are round numbers, not measurements.
+/// The spreads are in units of affinity, before the sigmoid. None of them is published for any
+/// model: the defaults are round numbers, not measurements.
 struct RouterDynamics {
   std::int64_t steps = 300;      ///< training steps simulated
   std::int64_t sequences = 256;  ///< of each step's batch
@@ -38,9 +39,9 @@ struct RouterDynamics {
   friend bool operator==(const RouterDynamics&, const RouterDynamics&) = default;
 };
 
-/// Selects a token's experts: of `groups` equal groups of consecutive experts the `group_limit` with
-/// the greatest sum of their two best biased scores, and in them the top_k greatest biased scores.
-/// (Groups of one expert are scored by it alone.) Of equal scores the lower index wins.
+/// Selects a token's experts: of `groups` equal groups of consecutive experts the `group_limit`
+/// with the greatest sum of their two best biased scores, and in them the top_k greatest biased
+/// scores. (Groups of one expert are scored by it alone.) Of equal scores the lower index wins.
 class ExpertSelection {
  public:
   explicit ExpertSelection(const Moe& moe);
@@ -58,14 +59,15 @@ class ExpertSelection {
 /// max load / mean load - 1 (arXiv 2408.15664, eq. 4).
 double max_violation(std::span<const std::int64_t> loads);
 
-/// Adds to `gradient` that of one sequence's balance loss sum_e f_e P_e (V3 report, eq. 17 to 20) with
-/// respect to the offset of each expert. f_e = experts / (top_k tokens) x selections of e, taken as
-/// constant; P_e the mean over the tokens of score_e / sum of scores. `scores`: tokens x experts.
+/// Adds to `gradient` that of one sequence's balance loss sum_e f_e P_e (V3 report, eq. 17 to 20)
+/// with respect to the offset of each expert. f_e = experts / (top_k tokens) x selections of e,
+/// taken as constant; P_e the mean over the tokens of score_e / sum of scores. `scores`: tokens x
+/// experts.
 void add_balance_gradient(const Moe& moe, std::span<const float> scores,
                           std::span<const std::int64_t> selections, std::span<double> gradient);
 
 struct RouterOutcome {
-  std::vector<double> max_violation;  ///< of each step's batch
+  std::vector<double> max_violation;             ///< of each step's batch
   std::vector<std::vector<std::int64_t>> loads;  ///< by step: tokens of each expert
   std::vector<double> bias;                      ///< at the end
   /// Of each expert at the end, over 262,144 tokens or more that are not trained on; adds up to 1.

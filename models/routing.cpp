@@ -68,16 +68,15 @@ class CountsReader {
 
   void report(std::size_t index, std::size_t column, std::string message, std::string hint = "") {
     problems_.add(Location{path_, static_cast<int>(index + 1), static_cast<int>(column + 1)},
-                  std::move(message), std::move(hint),
-                  index < lines_.size() ? lines_[index] : "");
+                  std::move(message), std::move(hint), index < lines_.size() ? lines_[index] : "");
   }
 
   bool read_text() {
     std::error_code error;
     const std::uintmax_t bytes = std::filesystem::file_size(path_, error);
     if (error || bytes > kMaxFileBytes) {
-      problems_.add(Location{path_}, error ? "cannot be read: " + error.message()
-                                           : "is larger than 64 MiB");
+      problems_.add(Location{path_},
+                    error ? "cannot be read: " + error.message() : "is larger than 64 MiB");
       return false;
     }
     std::ifstream in(path_, std::ios::binary);
@@ -183,7 +182,8 @@ class CountsReader {
 
   void check_complete(std::span<const std::int64_t> layers) {
     std::int64_t micro_batches = 0;
-    for (const auto& [key, block] : blocks_) micro_batches = std::max(micro_batches, key.second + 1);
+    for (const auto& [key, block] : blocks_)
+      micro_batches = std::max(micro_batches, key.second + 1);
     std::set<std::int64_t> wanted(layers.begin(), layers.end());
     for (const auto& [key, block] : blocks_) wanted.insert(key.first);
     for (const std::int64_t layer : wanted) {
@@ -202,10 +202,9 @@ class CountsReader {
       }
       if (missing.empty()) continue;
       report(first_row(block), 0,
-             missing.size() == 1
-                 ? fmt::format("{} has no row for expert {}", name(key), missing[0])
-                 : fmt::format("{} has no row for expert {} and {} others", name(key), missing[0],
-                               missing.size() - 1),
+             missing.size() == 1 ? fmt::format("{} has no row for expert {}", name(key), missing[0])
+                                 : fmt::format("{} has no row for expert {} and {} others",
+                                               name(key), missing[0], missing.size() - 1),
              "an expert that was not chosen has a row with 0 tokens");
     }
   }
@@ -325,8 +324,8 @@ std::optional<double> stated_load(const Routing& routing) {
 }
 
 RecordedCounts read_counts(const std::string& path, const Moe& moe,
-                           std::span<const std::int64_t> layers,
-                           std::span<const std::int64_t> also, Problems& problems) {
+                           std::span<const std::int64_t> layers, std::span<const std::int64_t> also,
+                           Problems& problems) {
   return CountsReader(path, moe, problems).read(layers, also);
 }
 
@@ -356,12 +355,9 @@ std::shared_ptr<const RouterOutcome> simulated(const Moe& moe, const RouterDynam
 
 ExpertLoads::ExpertLoads(const Routing& routing, const Moe& moe, const ExpertGroupShape& shape,
                          std::int64_t last_moe_layer, std::uint64_t seed)
-    : routing_(routing),
-      moe_(moe),
-      shape_(shape),
-      last_moe_layer_(last_moe_layer),
-      seed_(seed) {
+    : routing_(routing), moe_(moe), shape_(shape), last_moe_layer_(last_moe_layer), seed_(seed) {
   ORRERY_CHECK(shape.gpus >= 1 && shape.gpus_per_node >= 1 && shape.tokens >= 1 &&
+                   shape.tokens == shape.gpus * shape.tokens_per_gpu &&
                    moe.routed_experts % shape.gpus == 0,
                "{} experts on {} GPUs, {} a node, {} tokens", moe.routed_experts, shape.gpus,
                shape.gpus_per_node, shape.tokens);
@@ -373,8 +369,8 @@ ExpertLoads::ExpertLoads(const Routing& routing, const Moe& moe, const ExpertGro
   if (routing.independent_tokens) {
     independent_tokens_ = std::min(*routing.independent_tokens, shape.tokens_per_gpu);
   } else if (router_) {
-    independent_tokens_ = std::max<std::int64_t>(
-        1, std::llround(tokens / (1 + (tokens - 1) * router_->correlation)));
+    independent_tokens_ =
+        std::max<std::int64_t>(1, std::llround(tokens / (1 + (tokens - 1) * router_->correlation)));
   } else if (recorded == nullptr || !recorded->by_micro_batch) {
     independent_tokens_ = shape.tokens_per_gpu;
   }
@@ -385,8 +381,7 @@ std::vector<double> ExpertLoads::popularity(std::int64_t layer) const {
   if (found != popularity_.end()) return found->second;
   const auto experts = static_cast<std::size_t>(moe_.routed_experts);
   std::vector<double> shares(experts, 1 / static_cast<double>(experts));
-  Random random =
-      Random::of({seed_, kPopularityStream, static_cast<std::uint64_t>(layer)});
+  Random random = Random::of({seed_, kPopularityStream, static_cast<std::uint64_t>(layer)});
   if (const auto* zipf = std::get_if<ZipfPopularity>(&routing_.kind)) {
     double sum = 0;
     for (std::size_t r = 0; r < experts; ++r) {
@@ -395,8 +390,8 @@ std::vector<double> ExpertLoads::popularity(std::int64_t layer) const {
     for (double& share : shares) share /= sum;
     shuffle<double>(shares, random);
   } else if (router_) {
-    // The layers' routers are alike but for which expert is which: groups change places, and experts
-    // within their group.
+    // The layers' routers are alike but for which expert is which: groups change places, and
+    // experts within their group.
     const auto groups = static_cast<std::size_t>(moe_.groups);
     const std::size_t per_group = experts / groups;
     std::vector<std::size_t> order(groups);
@@ -431,9 +426,10 @@ std::vector<double> ExpertLoads::popularity(std::int64_t layer) const {
 std::vector<std::int64_t> ExpertLoads::draw(std::span<const double> popularity, std::uint64_t layer,
                                             std::uint64_t micro_batch, std::uint64_t group) const {
   Random random = Random::of({seed_, kTokensStream, layer, micro_batch, group});
-  const std::int64_t tokens = std::max<std::int64_t>(
-      1, shape_.tokens * independent_tokens_ / shape_.tokens_per_gpu);
-  std::int64_t left = tokens * moe_.top_k;
+  // As many choices as tokens have, each drawn by itself: that a token does not choose an expert
+  // twice would make loads vary less by a factor of (1 - top_k p) / (1 - p), 0.97 for V3's mean
+  // expert.
+  std::int64_t left = shape_.gpus * independent_tokens_ * moe_.top_k;
   double rest = 1;
   std::vector<std::int64_t> choices(popularity.size());
   for (std::size_t e = 0; e < popularity.size(); ++e) {
@@ -455,8 +451,8 @@ std::vector<std::int64_t> ExpertLoads::tokens_of_experts(std::int64_t layer,
     const auto own = recorded->layers.find(layer);
     const auto& blocks =
         own != recorded->layers.end() ? own->second : recorded->layers.at(last_moe_layer_);
-    const auto& block = blocks[static_cast<std::size_t>(
-        (micro_batch * shape_.groups + group) % static_cast<std::int64_t>(blocks.size()))];
+    const auto& block = blocks[static_cast<std::size_t>((micro_batch * shape_.groups + group) %
+                                                        static_cast<std::int64_t>(blocks.size()))];
     weights.assign(block.begin(), block.end());
   } else {
     weights = popularity(layer);

@@ -101,32 +101,32 @@ std::vector<double> slowdowns(const Stragglers& stragglers, std::int64_t world,
   std::vector<double> factors(static_cast<std::size_t>(world), 1.0);
   for (std::size_t i = 0; i < stragglers.size(); ++i) {
     Random random = Random::of({seed, kStragglerStream, i});
-    std::visit(Overloaded{[&](const SlowGpu& s) {
-                            factors[static_cast<std::size_t>(s.gpu)] *= s.slowdown;
-                          },
-                          [&](const SlowNode& s) {
-                            const std::int64_t end = std::min(world, (s.node + 1) * gpus_per_node);
-                            for (std::int64_t g = s.node * gpus_per_node; g < end; ++g) {
-                              factors[static_cast<std::size_t>(g)] *= s.slowdown;
-                            }
-                          },
-                          [&](const SlowShare& s) {
-                            // The first so many of a random order.
-                            std::vector<std::size_t> order(factors.size());
-                            std::iota(order.begin(), order.end(), std::size_t{0});
-                            const auto slow = static_cast<std::size_t>(
-                                std::llround(s.share * static_cast<double>(world)));
-                            for (std::size_t k = 0; k < slow; ++k) {
-                              std::swap(order[k], order[k + random.below(order.size() - k)]);
-                              factors[order[k]] *= s.slowdown;
-                            }
-                          },
-                          [&](const SpeedSpread& s) {
-                            for (double& factor : factors) {
-                              factor *= std::exp(s.sigma * random.normal());
-                            }
-                          }},
-               stragglers[i]);
+    std::visit(
+        Overloaded{
+            [&](const SlowGpu& s) { factors[static_cast<std::size_t>(s.gpu)] *= s.slowdown; },
+            [&](const SlowNode& s) {
+              const std::int64_t end = std::min(world, (s.node + 1) * gpus_per_node);
+              for (std::int64_t g = s.node * gpus_per_node; g < end; ++g) {
+                factors[static_cast<std::size_t>(g)] *= s.slowdown;
+              }
+            },
+            [&](const SlowShare& s) {
+              // The first so many of a random order.
+              std::vector<std::size_t> order(factors.size());
+              std::iota(order.begin(), order.end(), std::size_t{0});
+              const auto slow =
+                  static_cast<std::size_t>(std::llround(s.share * static_cast<double>(world)));
+              for (std::size_t k = 0; k < slow; ++k) {
+                std::swap(order[k], order[k + random.below(order.size() - k)]);
+                factors[order[k]] *= s.slowdown;
+              }
+            },
+            [&](const SpeedSpread& s) {
+              for (double& factor : factors) {
+                factor *= std::exp(s.sigma * random.normal());
+              }
+            }},
+        stragglers[i]);
   }
   const bool any = std::any_of(factors.begin(), factors.end(), [](double f) { return f != 1; });
   return any ? factors : std::vector<double>{};

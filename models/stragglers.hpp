@@ -2,10 +2,10 @@
 // GPUs that compute slower than the profile says, stated or drawn.
 //
 // Scenario key stragglers, a list of
-//   {gpu: G, slowdown: F}      GPU G computes F times as long; world rank G, which fill nodes in order
-//   {node: N, slowdown: F}     all GPUs of node N
-//   {share: P, slowdown: F}    so large a share of the GPUs, drawn (rounded to a whole number of them)
-//   {sigma: S}                 all GPUs, each by a log-normal factor with median 1: exp(S z)
+//   {gpu: G, slowdown: F}      GPU G computes F times as long; world rank G, which fill nodes in
+//   order {node: N, slowdown: F}     all GPUs of node N {share: P, slowdown: F}    so large a share
+//   of the GPUs, drawn (rounded to a whole number of them) {sigma: S}                 all GPUs,
+//   each by a log-normal factor with median 1: exp(S z)
 // Factors of one GPU multiply. Only computation is slowed; transfers and collectives wait for it.
 
 #include <cstdint>

@@ -174,8 +174,7 @@ TEST(LayerWork, OnlyWhatIsMarkedFollowsTheLoad) {
           const bool differs = x.shape != y.shape;
           differ += differs;
           EXPECT_FALSE(differs && x.sized_by == SizedBy::plan) << x.shape.label;
-          if (x.shape.label.rfind("routed", 0) == 0 &&
-              std::holds_alternative<Gemm>(x.shape.work)) {
+          if (x.shape.label.rfind("routed", 0) == 0 && std::holds_alternative<Gemm>(x.shape.work)) {
             EXPECT_EQ(x.sized_by, SizedBy::expert_rows) << x.shape.label;
           }
         }

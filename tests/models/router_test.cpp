@@ -29,8 +29,8 @@ Moe paper_moe() {
   return {.routed_experts = 64, .top_k = 6, .sigmoid_scores = true, .router_bias = true};
 }
 
-/// By definition: groups in order of the sum of their two best scores, experts of the chosen ones in
-/// order of their score; sorts everything.
+/// By definition: groups in order of the sum of their two best scores, experts of the chosen ones
+/// in order of their score; sorts everything.
 std::vector<std::int32_t> by_sorting(const Moe& moe, const std::vector<float>& scores) {
   const std::int64_t per_group = moe.routed_experts / moe.groups;
   std::vector<std::pair<double, std::int64_t>> groups;
@@ -54,9 +54,11 @@ std::vector<std::int32_t> by_sorting(const Moe& moe, const std::vector<float>& s
 }
 
 TEST(ExpertSelection, IsThatOfTheDefinition) {
-  for (const auto [experts, top_k, groups, limit] :
-       {std::array<std::int64_t, 4>{256, 8, 8, 4}, {64, 6, 1, 1}, {16, 2, 4, 1}, {8, 8, 2, 2},
-        {12, 3, 12, 5}}) {
+  for (const auto [experts, top_k, groups, limit] : {std::array<std::int64_t, 4>{256, 8, 8, 4},
+                                                     {64, 6, 1, 1},
+                                                     {16, 2, 4, 1},
+                                                     {8, 8, 2, 2},
+                                                     {12, 3, 12, 5}}) {
     const Moe moe{
         .routed_experts = experts, .top_k = top_k, .groups = groups, .group_limit = limit};
     ExpertSelection select(moe);
@@ -71,8 +73,9 @@ TEST(ExpertSelection, IsThatOfTheDefinition) {
   }
 }
 
-// Without any preference, counts are those of independent tokens: an expert's share has the standard
-// deviation sqrt(p (1 - p) / T), p = top_k / experts, and 256 of them stay within 5 of these.
+// Without any preference, counts are those of independent tokens: an expert's share has the
+// standard deviation sqrt(p (1 - p) / T), p = top_k / experts, and 256 of them stay within 5 of
+// these.
 TEST(Router, WithoutPreferencesLoadsAreThoseOfIndependentTokens) {
   RouterDynamics d;
   d.steps = 4;
@@ -117,8 +120,8 @@ TEST(Router, TheBiasEvensOutWhatOffsetsMakeUneven) {
   EXPECT_GT(with.bias[static_cast<std::size_t>(least - with.loads.front().begin())], 0);
 }
 
-// arXiv 2408.15664, figure 4: with steps of 0.0001 the load is even later, with 0.01 it is less even in
-// the end, than with 0.001.
+// arXiv 2408.15664, figure 4: with steps of 0.0001 the load is even later, with 0.01 it is less
+// even in the end, than with 0.001.
 TEST(Router, SmallStepsAreSlowAndLargeOnesOvershoot) {
   RouterDynamics d;
   d.offset_spread = 0.3;
@@ -142,9 +145,9 @@ TEST(Router, SmallStepsAreSlowAndLargeOnesOvershoot) {
   EXPECT_GT(mean(large, 200, 400), 1.5 * mean(medium, 200, 400));
 }
 
-// arXiv 2408.15664, table 2: over a validation set, max violation 0.04 with the bias at 1B and 3B. Here
-// nothing but the sampling of 16 batches and the last steps' overshooting is left, so it is of that
-// order and no more; the affinities' spreads are not published and not fitted.
+// arXiv 2408.15664, table 2: over a validation set, max violation 0.04 with the bias at 1B and 3B.
+// Here nothing but the sampling of 16 batches and the last steps' overshooting is left, so it is of
+// that order and no more; the affinities' spreads are not published and not fitted.
 TEST(Router, MaxViolationIsOfThePublishedOrder) {
   RouterDynamics d;
   d.sequence_spread = 0;
@@ -158,8 +161,8 @@ TEST(Router, MaxViolationIsOfThePublishedOrder) {
   EXPECT_LT(violation, 0.12);
 }
 
-// Tokens of one sequence choose alike when it has preferences. The correlation is worked out here from
-// counts of long sequences: with T tokens, Var(share) = p (1 - p) (1 + (T - 1) rho) / T.
+// Tokens of one sequence choose alike when it has preferences. The correlation is worked out here
+// from counts of long sequences: with T tokens, Var(share) = p (1 - p) (1 + (T - 1) rho) / T.
 TEST(Router, CorrelationIsThatOfSequences) {
   RouterDynamics d;
   d.steps = 0;
@@ -175,8 +178,9 @@ TEST(Router, CorrelationIsThatOfSequences) {
   EXPECT_LT(simulate_router(paper_moe(), d, 10).correlation, long_ones / 2);
 }
 
-// The loss lowers the offsets of experts that get more than the mean: alone it evens loads out, the more
-// the greater its factor. At V3's factor of 0.0001 (report 4.2) 300 steps change nothing to speak of.
+// The loss lowers the offsets of experts that get more than the mean: alone it evens loads out, the
+// more the greater its factor. At V3's factor of 0.0001 (report 4.2) 300 steps change nothing to
+// speak of.
 TEST(Router, TheSequenceLossEvensLoadsOut) {
   RouterDynamics d;
   d.bias_step = 0;

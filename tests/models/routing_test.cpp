@@ -26,11 +26,7 @@ Moe v3_moe() {
 
 /// V3's: 64 GPUs of 8 a node with 4096 tokens each, two groups.
 ExpertGroupShape v3_groups() {
-  return {.gpus = 64,
-          .gpus_per_node = 8,
-          .groups = 2,
-          .tokens = 64 * 4096,
-          .tokens_per_gpu = 4096};
+  return {.gpus = 64, .gpus_per_node = 8, .groups = 2, .tokens = 64 * 4096, .tokens_per_gpu = 4096};
 }
 
 std::int64_t sum(const std::vector<std::int64_t>& v) {
@@ -92,8 +88,8 @@ TEST(ExpertLoads, GpusAndNodesHaveTheRowsOfTheirExperts) {
   }
 }
 
-// The shares of Zipf's law, in whatever order: sorted they are r^-s / sum, and layers differ in which
-// expert has which.
+// The shares of Zipf's law, in whatever order: sorted they are r^-s / sum, and layers differ in
+// which expert has which.
 TEST(ExpertLoads, ZipfPopularityIsThePowerLaw) {
   const Moe moe = v3_moe();
   const Routing routing{ZipfPopularity{0.5}, 0};
@@ -118,8 +114,8 @@ TEST(ExpertLoads, NoExpertIsMorePopularThanEveryToken) {
   EXPECT_DOUBLE_EQ(*std::max_element(shares.begin(), shares.end()), 1.0 / 8);
 }
 
-// N independent tokens a GPU and even popularity: the load of a GPU is a share of 64 N 8 choices, with
-// standard deviation sqrt((1 - 1/64) 64 / (64 N 8)) of the mean.
+// N independent tokens a GPU and even popularity: the load of a GPU is a share of 64 N 8 choices,
+// with standard deviation sqrt((1 - 1/64) 64 / (64 N 8)) of the mean.
 TEST(ExpertLoads, VaryLikeTheIndependentTokensTheyAreSaidToBe) {
   const Moe moe = v3_moe();
   for (const std::int64_t independent : {std::int64_t{16}, std::int64_t{256}, kAllTokens}) {
@@ -190,8 +186,11 @@ TEST(ExpertLoads, OfARouterVaryAsItsSequencesDo) {
 
 class Counts : public testing::Test {
  protected:
+  // A name of its own for each test, since tests run side by side.
   std::filesystem::path path_ =
-      std::filesystem::temp_directory_path() / "orrery_routing_test_counts.csv";
+      std::filesystem::temp_directory_path() /
+      (std::string("orrery_counts_") +
+       testing::UnitTest::GetInstance()->current_test_info()->name() + ".csv");
   Moe moe_{.routed_experts = 4, .top_k = 2};
   Problems problems_;
 
@@ -205,7 +204,8 @@ class Counts : public testing::Test {
   std::string said() const {
     std::string text;
     for (const Problem& p : problems_.list()) {
-      text += std::to_string(p.at.line) + ":" + std::to_string(p.at.column) + " " + p.message + "\n";
+      text +=
+          std::to_string(p.at.line) + ":" + std::to_string(p.at.column) + " " + p.message + "\n";
     }
     return text;
   }
@@ -223,7 +223,8 @@ TEST_F(Counts, AreReadAndUsedAsTheyAre) {
   EXPECT_EQ(loads.tokens_of_experts(1, 0, 0), (std::vector<std::int64_t>{100, 60, 40, 0}));
   EXPECT_EQ(loads.tokens_of_experts(1, 7, 0), (std::vector<std::int64_t>{100, 60, 40, 0}));
   EXPECT_EQ(loads.tokens_of_experts(2, 0, 0), (std::vector<std::int64_t>{50, 50, 50, 50}));
-  EXPECT_EQ(loads.tokens_of_experts(3, 0, 0), loads.tokens_of_experts(2, 0, 0));  // MTP: as the last
+  EXPECT_EQ(loads.tokens_of_experts(3, 0, 0),
+            loads.tokens_of_experts(2, 0, 0));                           // MTP: as the last
   EXPECT_EQ(load_of(loads.group_load(1, 0, 0).busiest_gpu), 1.6015625);  // 160 of 200, / 128
 }
 
@@ -244,9 +245,10 @@ TEST_F(Counts, OfMicroBatchesTakeTurns) {
 
 TEST_F(Counts, SayWhereTheyDoNotAddUp) {
   read("layer,expert,tokens\n1,0,10\n1,1,6\n1,2,4\n1,3,0\n2,3,5\n2,2,5\n2,1,5\n2,0,4\n");
-  EXPECT_EQ(said(),
-            "6:1 the counts of layer 2 add up to 19, those of layer 1 to 20: every layer routes the "
-            "same 10 tokens to top_k = 2 experts each\n");
+  EXPECT_EQ(
+      said(),
+      "6:1 the counts of layer 2 add up to 19, those of layer 1 to 20: every layer routes the "
+      "same 10 tokens to top_k = 2 experts each\n");
 }
 
 TEST_F(Counts, SayWhatIsMissingTwiceUnknownOrNoNumber) {
@@ -262,8 +264,7 @@ TEST_F(Counts, SayWhatIsMissingTwiceUnknownOrNoNumber) {
 
 TEST_F(Counts, SayWhichExpertsAndLayersAreMissing) {
   read("layer,expert,tokens\n1,0,10\n1,1,6\n1,2,4\n");
-  EXPECT_EQ(said(),
-            "1:1 there is no row for layer 2\n2:1 layer 1 has no row for expert 3\n");
+  EXPECT_EQ(said(), "1:1 there is no row for layer 2\n2:1 layer 1 has no row for expert 3\n");
 }
 
 TEST_F(Counts, NeedAHeaderAndWholeTokens) {

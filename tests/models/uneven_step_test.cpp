@@ -56,9 +56,12 @@ struct Case {
   int ranks, chunks, micro_batches;
 };
 const Case kCases[] = {
-    {ScheduleKind::gpipe, 4, 1, 6},        {ScheduleKind::one_f_one_b, 4, 1, 8},
-    {ScheduleKind::interleaved_1f1b, 4, 2, 8}, {ScheduleKind::zb_h1, 4, 1, 8},
-    {ScheduleKind::zb_v, 4, 2, 9},         {ScheduleKind::dual_pipe, 4, 2, 12},
+    {ScheduleKind::gpipe, 4, 1, 6},
+    {ScheduleKind::one_f_one_b, 4, 1, 8},
+    {ScheduleKind::interleaved_1f1b, 4, 2, 8},
+    {ScheduleKind::zb_h1, 4, 1, 8},
+    {ScheduleKind::zb_v, 4, 2, 9},
+    {ScheduleKind::dual_pipe, 4, 2, 12},
     {ScheduleKind::dual_pipe_v, 4, 2, 12},
 };
 
@@ -93,9 +96,9 @@ Picoseconds time_of(const Scenario& s, bool all_ranks,
   return sweep(program, price_by(program, rule)).makespan_ps();
 }
 
-// Only the forward GEMMs of routed experts cost anything, each between two exchanges at which the group
-// waits for its busiest GPU, on one stage: the step is the sum of the busiest loads, in both ways of
-// simulating it, and that sum is known from the loads alone.
+// Only the forward GEMMs of routed experts cost anything, each between two exchanges at which the
+// group waits for its busiest GPU, on one stage: the step is the sum of the busiest loads, in both
+// ways of simulating it, and that sum is known from the loads alone.
 TEST(UnevenStep, WithAnExchangeBehindEveryCostTheBusiestDecides) {
   const Scenario s = scenario_of(ScheduleKind::gpipe, 1, 1, 10, skewed());
   const auto forward = [](const Shape& shape) -> Picoseconds {
@@ -114,9 +117,11 @@ TEST(UnevenStep, WithAnExchangeBehindEveryCostTheBusiestDecides) {
 }
 
 // With all costs in proportion to rows:
-//   even <= all ranks: some chain of ops is the even step; over the GPUs its mean time is the same with
+//   even <= all ranks: some chain of ops is the even step; over the GPUs its mean time is the same
+//   with
 //     uneven rows, and the step is no shorter than the chain of any GPU.
-//   all ranks <= one rank a class: every op of a representative takes as long as the longest of its class.
+//   all ranks <= one rank a class: every op of a representative takes as long as the longest of its
+//   class.
 // How far all ranks lie below is what weight gradients and overlap absorb, which do not wait.
 TEST(UnevenStep, AllRanksLieBetweenEvenAndOneRankAClass) {
   for (const Case& c : kCases) {
@@ -134,8 +139,8 @@ TEST(UnevenStep, AllRanksLieBetweenEvenAndOneRankAClass) {
   }
 }
 
-// Rows of every layer and micro-batch over the GPUs of each group: tokens times top_k, to the rounding of
-// half a level a GPU and half a row an expert.
+// Rows of every layer and micro-batch over the GPUs of each group: tokens times top_k, to the
+// rounding of half a level a GPU and half a row an expert.
 TEST(UnevenStep, RowsOfAGroupAddUp) {
   const Scenario s = scenario_of(kCases[5], skewed(), 8);
   const Program program = build_step(s, {.all_ranks = true});
@@ -155,8 +160,8 @@ TEST(UnevenStep, RowsOfAGroupAddUp) {
   for (const auto& [key, sum] : rows) EXPECT_NEAR(sum, expected, rounding);
 }
 
-// The representative's rows are rounded like everyone's. Rounding is to the nearest, so over a step's
-// draws it averages out: here the mean of the busiest loads is kept to a tenth of a level.
+// The representative's rows are rounded like everyone's. Rounding is to the nearest, so over a
+// step's draws it averages out: here the mean of the busiest loads is kept to a tenth of a level.
 TEST(UnevenStep, RoundingToLevelsAveragesOut) {
   const Scenario s = scenario_of(ScheduleKind::gpipe, 1, 1, 2000, Routing{ZipfPopularity{0.6}, {}});
   const ExpertLoads loads = expert_loads(s);
@@ -166,8 +171,8 @@ TEST(UnevenStep, RoundingToLevelsAveragesOut) {
     const auto tokens = loads.tokens_of_experts(0, m, 0);
     std::int64_t most = 0;
     for (std::size_t g = 0; g < 4; ++g) {
-      most = std::max(most, tokens[4 * g] + tokens[4 * g + 1] + tokens[4 * g + 2] +
-                                tokens[4 * g + 3]);
+      most =
+          std::max(most, tokens[4 * g] + tokens[4 * g + 1] + tokens[4 * g + 2] + tokens[4 * g + 3]);
     }
     exact += static_cast<double>(most) / (kTokens * kTopK);
     rounded += load_of(loads.group_load(0, m, 0).busiest_gpu);
@@ -215,7 +220,8 @@ TEST(UnevenStep, ReleasesWhatItSavedAndKeepsWhatItsRowsNeed) {
   }
 }
 
-// With a popularity of exponent 0 and no variation every load is exactly the mean: the same Program.
+// With a popularity of exponent 0 and no variation every load is exactly the mean: the same
+// Program.
 TEST(UnevenStep, EvenLoadsAreBalanced) {
   for (const Case& c : kCases) {
     for (const bool all_ranks : {false, true}) {
@@ -239,8 +245,7 @@ TEST(UnevenStep, OneGpuAGroupIsAlwaysEven) {
 }
 
 TEST(UnevenStep, StatedImbalanceIsThatOfEveryLayer) {
-  const Scenario s =
-      scenario_of(ScheduleKind::gpipe, 1, 1, 10, Routing{StatedImbalance{1.5}, {}});
+  const Scenario s = scenario_of(ScheduleKind::gpipe, 1, 1, 10, Routing{StatedImbalance{1.5}, {}});
   const auto routed = [](const Shape& shape) -> Picoseconds {
     const auto* g = std::get_if<Gemm>(&shape.work);
     return shape.label == "routed_up" && g != nullptr && g->pass == Pass::forward ? g->m : 0;

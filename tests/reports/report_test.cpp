@@ -46,6 +46,45 @@ TEST(Summarise, ThroughputsFollowFromTheStepTime) {
   EXPECT_NEAR(r.mfu_causal * 989.4, r.tflops_per_gpu_causal, 0.1);  // data sheet of the H800
 }
 
+// Shapes that differ only in the load of experts are one row, and no time is lost in it.
+TEST(Summarise, PricesOfUnevenExpertsAreSummedUp) {
+  Scenario scenario = read_scenario(kScenarios + "mixtral_8x7b_64_h100.yaml");
+  const std::size_t even_rows = study_step(scenario).report.prices.size();
+  scenario.plan.routing = {ZipfPopularity{0.3}, {}};
+  const Study study = study_step(scenario);
+  EXPECT_GT(study.program.shapes().size(), 3 * even_rows);
+  EXPECT_LT(study.report.prices.size(), 2 * even_rows);
+  double of_rows = 0;
+  double share = 0;
+  for (const PriceRow& row : study.report.prices) {
+    of_rows += row.per_gpu_s;
+    share += row.share;
+    EXPECT_NEAR(row.per_gpu_s, static_cast<double>(row.count) * row.time_s / 64,
+                1e-9 * row.per_gpu_s);
+  }
+  EXPECT_NEAR(share, 1, 1e-9);
+  double of_ops = 0;
+  for (OpId op{}; op.value < study.program.size(); ++op) {
+    const auto streams = study.program.streams_of(op);
+    const bool transfer = study.program.kind(op) == OpKind::transfer;
+    const double gpus = 16 * static_cast<double>(transfer ? 1 : streams.size());
+    of_ops += gpus / 64 * seconds(study.prices.prices[study.program.shape(op)].time_ps);
+  }
+  EXPECT_NEAR(of_rows, of_ops, 1e-9 * of_ops);
+}
+
+TEST(Summarise, ExplainsRoutingAndStragglers) {
+  Scenario scenario = read_scenario(kScenarios + "mixtral_8x7b_64_h100.yaml");
+  scenario.plan.routing = {ZipfPopularity{0.3}, 100};
+  scenario.stragglers = {SlowGpu{17, 1.25}};
+  const std::string text = explain(study_step(scenario));
+  EXPECT_NE(text.find("routing: {popularity: zipf, exponent: 0.3, independent_tokens: 100}"),
+            std::string::npos);
+  EXPECT_NE(text.find("independent tokens of a GPU's micro-batch"), std::string::npos);
+  EXPECT_NE(text.find("stragglers: [{gpu: 17, slowdown: 1.25}]"), std::string::npos);
+  EXPECT_NE(text.find("Stragglers: 1 of 64 GPUs slower than priced"), std::string::npos);
+}
+
 TEST(Summarise, PartsAddUpToTheStepOnEveryRank) {
   const Report& r = v3().report;
   ASSERT_EQ(r.ranks.size(), 16u);

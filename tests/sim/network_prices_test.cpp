@@ -279,8 +279,8 @@ TEST(PriceExchange, MoreOfAnythingIsNotFaster) {
   }
 }
 
-// By link rates alone a price is latency and the slower leg: the NIC's, once its bytes are the node's
-// share times the busiest node's, or the NVLink's with the busiest GPU's.
+// By link rates alone a price is latency and the slower leg: the NIC's, once its bytes are the
+// node's share times the busiest node's, or the NVLink's with the busiest GPU's.
 TEST(PriceExchange, WaitsForTheBusiest) {
   Profile no_table;
   no_table.device.sms = 132;
@@ -290,10 +290,10 @@ TEST(PriceExchange, WaitsForTheBusiest) {
   };
   ExpertExchange e = exchange(false, 64, 4096, 7168, 8, 256, 4);
   const double token = 7168 * (1 + 4.0 / 128);
-  const double nic_s = 4096 * token * mean_nodes_per_token(e) * 7 / 8 /
-                       cluster.nic.bandwidth_bytes_per_s;
-  const double nvlink_s = 4096 * token * mean_gpus_per_token(e) * 7 / 8 /
-                          cluster.nvlink.bandwidth_bytes_per_s;
+  const double nic_s =
+      4096 * token * mean_nodes_per_token(e) * 7 / 8 / cluster.nic.bandwidth_bytes_per_s;
+  const double nvlink_s =
+      4096 * token * mean_gpus_per_token(e) * 7 / 8 / cluster.nvlink.bandwidth_bytes_per_s;
   ASSERT_GT(nic_s, nvlink_s);
   EXPECT_NEAR(seconds_of(e), cluster.nic.latency_s + nic_s, 1e-9);
   e.busiest_node_per_mille = 1250;

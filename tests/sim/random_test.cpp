@@ -43,12 +43,16 @@ TEST(Random, HasTheMomentsOfItsDistributions) {
   Random random(42);
   expect_moments([&] { return random.uniform(); }, 0.5, 1.0 / 12);
   expect_moments([&] { return random.normal(); }, 0, 1);
-  for (const auto& [n, p] : {std::pair<std::int64_t, double>{10, 0.3}, {1000, 0.004}, {5000, 0.2},
-                            {40, 0.9}, {3, 0.5}, {2'000'000, 0.003}}) {
+  for (const auto& [n, p] : {std::pair<std::int64_t, double>{10, 0.3},
+                             {1000, 0.004},
+                             {5000, 0.2},
+                             {40, 0.9},
+                             {3, 0.5},
+                             {2'000'000, 0.003}}) {
     const auto trials = static_cast<double>(n);
-    expect_moments([&, count = n, share = p] {
-      return static_cast<double>(random.binomial(count, share));
-    }, trials * p, trials * p * (1 - p));
+    expect_moments(
+        [&, count = n, share = p] { return static_cast<double>(random.binomial(count, share)); },
+        trials * p, trials * p * (1 - p));
   }
 }
 
