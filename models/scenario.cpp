@@ -824,8 +824,8 @@ std::shared_ptr<const Fabric> read_clusters_fabric(MapReader& reader, const Node
                                           : cluster_node.find("fabric").value_or(cluster_node);
   const auto nodes = static_cast<std::int64_t>(fabric->nodes());
   if (nodes < cluster.nodes) {
-    problems.add(named, fmt::format("fabric '{}' has {} nodes, cluster '{}' {}", fabric->name(),
-                                    nodes, cluster.name, cluster.nodes));
+    problems.add(named, fmt::format("fabric '{}' is too small for cluster '{}': {} of {} nodes",
+                                    fabric->name(), cluster.name, nodes, cluster.nodes));
     return nullptr;
   }
   for (std::size_t n = 0; n < static_cast<std::size_t>(cluster.nodes); ++n) {

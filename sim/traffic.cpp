@@ -332,11 +332,18 @@ class TrafficBuilder {
   }
 
   void write_loads() {
+    std::array<double, kLinkTiers> fastest{};
+    for (const FabricLink& link : fabric_.links()) {
+      double& of_tier = fastest[static_cast<std::size_t>(link.tier)];
+      of_tier = std::max(of_tier, link.capacity_bytes_per_s);
+    }
     std::vector<std::vector<std::pair<LinkId, SiteLoad>>> at_site(sites_);
     for (std::size_t i = 0; i < reduced_.size(); ++i) {
       const Candidate& c = *reduced_[i];
       const LinkTier tier = fabric_.links()[c.link].tier;
-      traffic_.links.push_back({fabric_.link_name(c.link), tier, c.stands_for});
+      traffic_.links.push_back(
+          {fabric_.link_name(c.link), tier, c.stands_for,
+           fastest[static_cast<std::size_t>(tier)] / fabric_.links()[c.link].capacity_bytes_per_s});
       for (const SiteLoad& load : c.carries) at_site[load.site].emplace_back(LinkId(i), load);
     }
     traffic_.fabric = fabric_.name();
@@ -409,7 +416,8 @@ Traffic::Flow Traffic::flow_of(PatternId pattern, Picoseconds price_ps) const {
     const LinkTier tier = links[load.link].tier;
     const bool own = tier == LinkTier::nvlink || tier == LinkTier::pcie || tier == LinkTier::nic;
     const double use = load.busy_s / seconds(price_ps);
-    return own ? std::min(1.0, use) : use;
+    const double slower = links[load.link].slower;
+    return own ? std::min(1.0, use / slower) * slower : use;
   };
   for (const LinkLoad& load : loads_of(pattern)) flow.limit = std::max(flow.limit, use_of(load));
   for (const LinkLoad& load : loads_of(pattern)) {

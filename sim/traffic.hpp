@@ -53,6 +53,8 @@ struct Traffic {
     std::string name;  ///< of the fabric's link: "node0/nic1 -> leaf3"
     LinkTier tier{};
     std::int64_t stands_for = 1;  ///< links of the fabric that carry just the same
+    /// Capacity of the fastest link of the tier over this one's: above 1 where it is impaired.
+    double slower = 1;
   };
   IdVector<LinkId, SharedLink> links;
   std::array<TierUse, kLinkTiers> tiers;
@@ -64,8 +66,8 @@ struct Traffic {
   /// kNoPattern for ops that put nothing on a link.
   PatternId pattern_of(OpId op) const;
   /// The pattern's flow on a network of links with capacity 1, for an op that alone takes
-  /// `price_ps`: it never is faster. Links of the GPUs themselves do not make it slower either:
-  /// what they achieve is in the price.
+  /// `price_ps`: it never is faster. Links of the GPUs themselves do not make it slower either,
+  /// unless they are impaired: what they achieve is in the price.
   struct Flow {
     std::vector<FlowHop> hops;
     double limit = 0;  ///< of the link that it uses most; 0: it uses none

@@ -68,7 +68,7 @@ TEST(Summarise, PricesOfUnevenExpertsAreSummedUp) {
     const auto streams = study.program.streams_of(op);
     const bool transfer = study.program.kind(op) == OpKind::transfer;
     const double gpus = 16 * static_cast<double>(transfer ? 1 : streams.size());
-    of_ops += gpus / 64 * seconds(study.prices.prices[study.program.shape(op)].time_ps);
+    of_ops += gpus / 64 * seconds(study.run.prices.prices[study.program.shape(op)].time_ps);
   }
   EXPECT_NEAR(of_rows, of_ops, 1e-9 * of_ops);
 }

@@ -233,7 +233,7 @@ TEST(Seal, AbortsOnMisuse) {
   {
     Sketch s(1);
     s.op(1, {c1}, {});
-    EXPECT_DEATH((void)std::move(s.builder).seal(), "op 0 on stream 9 of 9");
+    EXPECT_DEATH((void)std::move(s.builder).seal(), "op 0 on stream 10 of 10");
   }
   {
     Sketch s(1);
