@@ -167,6 +167,9 @@ class MapReader {
   std::set<std::string, std::less<>> known_;
 };
 
+/// `text` as a double-quoted YAML scalar, which reads back as it is.
+std::string in_quotes(std::string_view text);
+
 /// One scalar as a whole number / number / quantity, with a located problem when it is not.
 std::optional<std::int64_t> read_integer(const Node& node, Problems& problems, std::int64_t min,
                                          std::int64_t max);
