@@ -80,6 +80,7 @@ class Problems {
  public:
   void add(const Node& where, std::string message, std::string hint = "");
   void add(Location where, std::string message, std::string hint = "");
+  void add(Problem problem);
   bool empty() const { return list_.empty(); }
   std::size_t size() const { return list_.size(); }
   std::span<const Problem> list() const { return list_; }
@@ -88,6 +89,9 @@ class Problems {
  private:
   std::vector<Problem> list_;
 };
+
+/// The bytes of a file, at most 64 MiB; a missing, unreadable or larger file is a problem.
+std::optional<std::string> read_text(const std::string& path, Problems& problems);
 
 /// Reads a .yaml/.yml/.json file. A missing or unreadable file, text that is not UTF-8, syntax
 /// errors, tabs as indentation, anchors, aliases, tags, merge keys (`<<`), keys that are no text, a
