@@ -493,11 +493,9 @@ class JsonHandler : public rapidjson::BaseReaderHandler<rapidjson::UTF8<>, JsonH
 
   bool Null() { return value("", std::nullopt); }
   bool Bool(bool) { return value("", std::nullopt); }
-  bool Int(int v) { return value("", v); }
-  bool Uint(unsigned v) { return value("", v); }
-  bool Int64(std::int64_t v) { return value("", static_cast<double>(v)); }
-  bool Uint64(std::uint64_t v) { return value("", static_cast<double>(v)); }
-  bool Double(double v) { return value("", v); }
+  bool RawNumber(const char* s, rapidjson::SizeType n, bool) {
+    return value("", whole_text<double>(std::string_view(s, n)));
+  }
   bool String(const char* s, rapidjson::SizeType n, bool) {
     return value(std::string_view(s, n), std::nullopt);
   }
@@ -678,7 +676,7 @@ void read_json(std::string_view text, Tables& tables) {
   rapidjson::MemoryStream stream(text.data(), text.size());
   rapidjson::Reader reader;
   constexpr unsigned kFlags = rapidjson::kParseIterativeFlag | rapidjson::kParseStopWhenDoneFlag |
-                              rapidjson::kParseFullPrecisionFlag |
+                              rapidjson::kParseNumbersAsStringsFlag |
                               rapidjson::kParseValidateEncodingFlag;
   // Several runs may stand in one file, one after the other.
   while (stream.Tell() < text.size() && !tables.full() &&
