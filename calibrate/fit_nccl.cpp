@@ -267,6 +267,7 @@ class Fit {
   void minimise_over(const std::vector<std::size_t>& free) {
     if (free.empty() || fitted_.empty()) return;
     std::vector<double> logs;
+    logs.reserve(free.size());
     for (const std::size_t q : free) logs.push_back(std::log(value(fit_.cluster, q)));
     const auto loss = [&](const std::vector<double>& x) {
       for (const double v : x) {
