@@ -9,12 +9,16 @@
 #include <algorithm>
 #include <cstdlib>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "calibrate/fit_nccl.hpp"
+#include "calibrate/read_nccl.hpp"
 #include "reports/compare.hpp"
 #include "reports/explain.hpp"
 #include "reports/json.hpp"
+#include "reports/network.hpp"
 #include "reports/output.hpp"
 #include "reports/study.hpp"
 #include "reports/terminal.hpp"
@@ -37,10 +41,17 @@ struct Options {
   std::vector<std::uint32_t> trace_ranks;
   bool all_ranks = false;
   Engine engine = Engine::sweep;
-  std::optional<Network> network;
+  std::optional<Network> fidelity;  ///< of the network; none: what there is
   bool timing = false;
   bool resolved = false;
   bool fail_above = false;
+  NetworkQuestion network;
+  ExchangeQuestion exchange;
+  std::string collective;
+  std::vector<std::string> nccl;
+  std::string cluster;
+  std::string out;
+  NcclFitOptions fit;
 };
 
 bool wants_colour() {
@@ -73,7 +84,7 @@ int run(const Options& options) {
   }
   const Study study =
       study_step(read_scenario(options.files[0]), {.all_ranks = options.all_ranks,
-                                                   .network = options.network,
+                                                   .network = options.fidelity,
                                                    .engine = options.engine,
                                                    .isolated = !options.json.empty()});
   print_notes(options, study.scenario);
@@ -152,6 +163,47 @@ int validate_runs(const Options& options) {
   return options.fail_above && any ? kMissedAim : 0;
 }
 
+int ask_about_network(Options& options) {
+  NetworkQuestion& question = options.network;
+  question.file = options.files[0];
+  if (options.collective == "dispatch" || options.collective == "combine") {
+    options.exchange.combine = options.collective == "combine";
+    question.operation = options.exchange;
+  } else if (!options.collective.empty()) {
+    for (const NcclOp op : {NcclOp::all_reduce, NcclOp::all_gather, NcclOp::reduce_scatter,
+                            NcclOp::alltoall, NcclOp::broadcast, NcclOp::sendrecv}) {
+      if (options.collective == name_of(op)) question.operation = op;
+    }
+  }
+  const NetworkAnswer answer = ask_network(question);
+  if (!options.json.empty()) write_file(options.json, to_json(answer));
+  if (options.json != "-") write_file("-", to_terminal(answer));
+  return 0;
+}
+
+int calibrate_cluster(const Options& options) {
+  Problems problems;
+  std::vector<NcclTable> tables;
+  for (const std::string& file : options.nccl) {
+    for (NcclTable& table : read_nccl(file, problems)) tables.push_back(std::move(table));
+  }
+  const std::string input = read_text(options.cluster, problems).value_or("");
+  Cluster cluster;
+  if (!input.empty()) {
+    cluster = read_cluster(read_document_text(input, options.cluster, problems), problems);
+  }
+  problems.throw_if_any();
+  const NcclFit fit = fit_nccl(cluster, tables, options.fit, problems);
+  problems.throw_if_any();
+  for (const std::string& note : fit.notes) fmt::print(stderr, "note: {}\n", note);
+  if (!options.out.empty()) {
+    const std::string folder = std::filesystem::path(options.out).parent_path().string();
+    write_file(options.out, calibrated_yaml(fit, input, folder));
+  }
+  if (options.out != "-") write_file("-", fit_report(fit));
+  return 0;
+}
+
 int main_of(int argc, char** argv) {
   CLI::App app("Orrery: a clockwork model of a training cluster", "orrery");
   app.set_version_flag("--version", "orrery " ORRERY_VERSION);
@@ -177,7 +229,7 @@ int main_of(int argc, char** argv) {
     verb->add_option_function<std::string>(
             "--network",
             [&](const std::string& word) {
-              options.network = word == "flows" ? Network::flows : Network::formula;
+              options.fidelity = word == "flows" ? Network::flows : Network::formula;
             },
             "transfers as flows that share links, or each alone by formula (default: flows where "
             "the cluster has a fabric)")
@@ -224,6 +276,76 @@ int main_of(int argc, char** argv) {
   json(validate_verb);
   validate_verb->add_flag("--fail-above", options.fail_above, "exit 3 if an aim is missed");
 
+  CLI::App* network_verb =
+      app.add_subcommand("network", "a cluster's links, or a collective on it");
+  network_verb->add_option("cluster", options.files, "cluster file, or scenario file")
+      ->required()
+      ->expected(1);
+  json(network_verb);
+  network_verb
+      ->add_option("--collective", options.collective, "print its times in nccl-tests' columns")
+      ->check(CLI::IsMember({"all_reduce", "all_gather", "reduce_scatter", "alltoall", "broadcast",
+                             "sendrecv", "dispatch", "combine"}));
+  const auto about_table = [&](const char* name, auto& value, const char* text) {
+    return network_verb->add_option(name, value, text)->needs("--collective");
+  };
+  const auto size = [&](const char* name, std::optional<std::int64_t>& value, const char* text) {
+    network_verb
+        ->add_option_function<std::string>(
+            name, [&value](const std::string& word) { value = parse_nccl_size(word); }, text)
+        ->needs("--collective")
+        ->check([](const std::string& word) {
+          return parse_nccl_size(word) ? "" : "'" + word + "' is no size such as 8, 64K or 16G";
+        });
+  };
+  about_table("--ranks", options.network.ranks, "GPUs that take part (default: a node)")
+      ->check(CLI::Range(2, 1'000'000));
+  about_table("--ranks-per-node", options.network.ranks_per_node, "default: as many as fit")
+      ->check(CLI::Range(1, 1024));
+  size("--min", options.network.min, "bytes (8), or tokens a GPU (128)");
+  size("--max", options.network.max, "bytes (16G), or tokens a GPU (16384)");
+  about_table("--factor", options.network.factor, "from one size to the next (2)")
+      ->check(CLI::Range(2, 1 << 20));
+  const auto about_exchange = [&](const char* name, auto& value, int most, const char* text) {
+    about_table(name, value, text)->check(CLI::Range(1, most));
+  };
+  about_exchange("--hidden", options.exchange.hidden, 1 << 20,
+                 "of dispatch and combine (the scenario's, else DeepSeek-V3's 7168)");
+  about_exchange("--top-k", options.exchange.top_k, 1024, "experts a token goes to (8)");
+  about_exchange("--experts", options.exchange.experts, 1 << 16, "routed experts (256)");
+  about_table("--node-limit", options.exchange.node_limit, "nodes a token goes to, 0: any (4)")
+      ->check(CLI::Range(0, 1024));
+  about_exchange("--sms", options.exchange.sms, 1024, "SMs of the kernel (the plan's, else 20)");
+  network_verb
+      ->add_option_function<std::string>(
+          "--format",
+          [&](const std::string& word) {
+            for (const NumberFormat f :
+                 {NumberFormat::bf16, NumberFormat::fp8_tensor, NumberFormat::fp8_block}) {
+              if (word == name_of(f)) options.exchange.format = f;
+            }
+          },
+          "of a token (fp8_block out, bf16 back)")
+      ->needs("--collective")
+      ->check(CLI::IsMember({"bf16", "fp8_tensor", "fp8_block"}));
+
+  CLI::App* calibrate_verb =
+      app.add_subcommand("calibrate", "fit a cluster's link rates to output of nccl-tests");
+  calibrate_verb->add_option("--nccl", options.nccl, "what nccl-tests printed, or wrote as JSON")
+      ->required()
+      ->expected(1, 1024);
+  calibrate_verb->add_option("--cluster", options.cluster, "cluster file to start from")
+      ->required();
+  calibrate_verb->add_option("--out", options.out,
+                             "write the cluster to this file, - for standard output");
+  calibrate_verb
+      ->add_option("--keep", options.fit.keep, "quantities to leave alone, as nvlink.bandwidth,...")
+      ->delimiter(',');
+  calibrate_verb
+      ->add_option("--ranks-per-node", options.fit.ranks_per_node,
+                   "of tables that do not list their devices (default: as many as fit)")
+      ->check(CLI::Range(1, 1024));
+
   std::vector<std::string> verbs;
   for (const CLI::App* verb : app.get_subcommands({})) verbs.push_back(verb->get_name());
   if (argc > 1 && argv[1][0] != '-' &&
@@ -240,6 +362,8 @@ int main_of(int argc, char** argv) {
   if (*run_verb) return run(options);
   if (*explain_verb) return explain_scenario(options);
   if (*compare_verb) return compare_scenarios(options);
+  if (*network_verb) return ask_about_network(options);
+  if (*calibrate_verb) return calibrate_cluster(options);
   return validate_runs(options);
 }
 

@@ -67,8 +67,10 @@ class CountsReader {
   bool too_many() const { return problems_.size() >= before_ + kMaxProblems; }
 
   void report(std::size_t index, std::size_t column, std::string message, std::string hint = "") {
-    problems_.add(Location{path_, static_cast<int>(index + 1), static_cast<int>(column + 1)},
-                  std::move(message), std::move(hint), index < lines_.size() ? lines_[index] : "");
+    problems_.add(Problem{{path_, static_cast<int>(index + 1), static_cast<int>(column + 1)},
+                          std::move(message),
+                          std::move(hint),
+                          index < lines_.size() ? lines_[index] : ""});
   }
 
   bool read_text() {

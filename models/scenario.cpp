@@ -68,21 +68,6 @@ std::string_view word_for(std::initializer_list<std::pair<std::string_view, E>> 
   return words.begin()->first;
 }
 
-std::string in_quotes(std::string_view text) {
-  std::string out = "\"";
-  for (const char c : text) {
-    if (c == '"' || c == '\\') {
-      out += '\\';
-      out += c;
-    } else if (static_cast<unsigned char>(c) < 0x20 || c == 0x7F) {
-      out += fmt::format("\\x{:02x}", static_cast<unsigned>(c));
-    } else {
-      out += c;
-    }
-  }
-  return out + '"';
-}
-
 bool is_fp8(NumberFormat format) {
   return format == NumberFormat::fp8_tensor || format == NumberFormat::fp8_block;
 }
@@ -980,60 +965,6 @@ std::string plan_yaml(const Plan& plan) {
       plan.communication_sms, checkpoint_yaml(plan.checkpoint), routing_yaml(plan.routing));
 }
 
-/// The path of a file as the scenario would have to name it from its own directory.
-std::string relative_path(const std::string& path, const std::string& scenario_file) {
-  const fs::path directory = fs::path(scenario_file).parent_path();
-  const fs::path relative = fs::path(path).lexically_relative(directory.empty() ? "." : directory);
-  return relative.empty() ? path : relative.generic_string();
-}
-
-std::string link_yaml(std::string_view name, const LinkRate& link, double peak_bytes_per_s) {
-  return fmt::format("{}:\n  bandwidth: {} B/s\n  peak: {} B/s\n  latency: {} s\n  source: {}\n",
-                     name, link.bandwidth_bytes_per_s, peak_bytes_per_s, link.latency_s,
-                     in_quotes(link.source));
-}
-
-std::string collectives_yaml(const CollectiveRates& rates, bool several_nodes) {
-  std::string out = fmt::format(
-      "collectives:\n  base: {} s\n  nvlink_hop: {} s\n  nvlink_pipeline: {} B\n  spread: {}\n  "
-      "source: {}\n",
-      rates.base_s, rates.nvlink_hop_s, rates.nvlink_pipeline_bytes, rates.spread,
-      in_quotes(rates.source));
-  if (rates.nvls_share > 0) out += fmt::format("  nvls_share: {}\n", rates.nvls_share);
-  if (several_nodes) {
-    out += fmt::format(
-        "  nic_tree_hop: {} s\n  nic_ring_hop: {} s\n  nic_peer: {} s\n  nic_pipeline: {} B\n"
-        "  nic_spread: {}\n",
-        rates.nic_tree_hop_s, rates.nic_ring_hop_s, rates.nic_peer_s, rates.nic_pipeline_bytes,
-        rates.nic_spread);
-  }
-  return out;
-}
-
-std::string cluster_yaml(const Cluster& cluster, const std::string& scenario_file) {
-  std::string out = fmt::format("name: {}\nnodes: {}\ngpus_per_node: {}\n", in_quotes(cluster.name),
-                                cluster.nodes, cluster.gpus_per_node);
-  out += link_yaml("nvlink", cluster.nvlink, cluster.nvlink_peak_bytes_per_s);
-  if (cluster.nic.bandwidth_bytes_per_s > 0) {
-    out += link_yaml("nic", cluster.nic, cluster.nic_peak_bytes_per_s);
-  }
-  out += fmt::format("nvls: {}\n", cluster.nvls);
-  out += collectives_yaml(cluster.collectives, cluster.collectives.nic_tree_hop_s > 0);
-  if (!cluster.fabric.empty()) {
-    out += fmt::format("fabric: {}\n", in_quotes(relative_path(cluster.fabric, scenario_file)));
-  }
-  if (cluster.load_balancing == LoadBalancing::ecmp) {
-    out += fmt::format("load_balancing: ecmp\necmp_flows: {}\n", cluster.ecmp_flows);
-  }
-  const Lanes& lanes = cluster.lanes;
-  if (lanes != Lanes{}) {
-    out += fmt::format("lanes: {{expert: {}, tensor: {}, pipeline: {}, data: {}, storage: {}}}\n",
-                       lanes.expert, lanes.tensor, lanes.pipeline, lanes.data, lanes.storage);
-  }
-  return out +
-         fmt::format("profile: {}\n", in_quotes(relative_path(cluster.profile, scenario_file)));
-}
-
 }  // namespace
 
 Scenario read_scenario_text(std::string text, const std::string& name,
@@ -1054,10 +985,11 @@ Scenario read_scenario(const std::string& path) {
 }
 
 std::string to_yaml(const Scenario& scenario) {
+  const std::string folder = fs::path(scenario.file).parent_path().string();
   return fmt::format(
       "name: {}\nseed: {}\nmodel:\n{}cluster:\n{}plan:\n{}{}", in_quotes(scenario.name),
-      scenario.seed, indented(to_yaml(scenario.model)),
-      indented(cluster_yaml(scenario.cluster, scenario.file)), indented(plan_yaml(scenario.plan)),
+      scenario.seed, indented(to_yaml(scenario.model)), indented(to_yaml(scenario.cluster, folder)),
+      indented(plan_yaml(scenario.plan)),
       scenario.stragglers.empty() ? ""
                                   : fmt::format("stragglers: {}\n", to_yaml(scenario.stragglers)));
 }

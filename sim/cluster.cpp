@@ -1,6 +1,9 @@
 #include "sim/cluster.hpp"
 
+#include <fmt/format.h>
+
 #include <filesystem>
+#include <string_view>
 
 namespace orrery {
 namespace {
@@ -32,7 +35,12 @@ CollectiveRates read_collectives(const Node& node, bool nvls, bool several_nodes
   CollectiveRates rates;
   rates.base_s = map.quantity("base", Dimension::seconds);
   rates.nvlink_hop_s = map.quantity("nvlink_hop", Dimension::seconds);
+  rates.low_latency_bytes_per_s = map.quantity("low_latency_rate", Dimension::bytes_per_s);
+  rates.bulk_latency_s = map.quantity("bulk_latency", Dimension::seconds);
+  rates.copy_bytes_per_s = map.quantity("copy_rate", Dimension::bytes_per_s);
   rates.nvlink_pipeline_bytes = map.quantity("nvlink_pipeline", Dimension::bytes);
+  rates.peer_bytes_per_s = map.quantity("peer_rate", Dimension::bytes_per_s);
+  rates.peer_latency_s = map.quantity("peer_latency", Dimension::seconds);
   if (nvls || map.has("nvls_share")) rates.nvls_share = map.number("nvls_share", 0.01, 2);
   rates.spread = map.number("spread", 0, 1);
   rates.source = map.text("source");
@@ -102,6 +110,90 @@ Cluster read_cluster(const Node& node, Problems& problems) {
   if (map.has("lanes")) cluster.lanes = read_lanes(map.at("lanes"), problems);
   map.finish();
   return cluster;
+}
+
+namespace {
+
+/// In the unit that people use, where that reads back as the very number, else in the SI unit.
+std::string quantity(double value, double scale, std::string_view unit, std::string_view si,
+                     Dimension dimension) {
+  // value / scale is rounded; of its shortest spellings one is usually what a file said.
+  for (const int digits : {3, 4, 6, 9, 12, 15, 17}) {
+    std::string text = fmt::format("{:.{}g} {}", value / scale, digits, unit);
+    if (parse_quantity(text, dimension) == value) return text;
+  }
+  return fmt::format("{} {}", value, si);
+}
+
+std::string rate(double v) {
+  return quantity(v, 1e9, "GB/s", "B/s", Dimension::bytes_per_s);
+}
+std::string time(double v) {
+  return quantity(v, 1e-6, "us", "s", Dimension::seconds);
+}
+std::string size(double v) {
+  return v < 1e6 ? quantity(v, 1e3, "kB", "B", Dimension::bytes)
+                 : quantity(v, 1e6, "MB", "B", Dimension::bytes);
+}
+
+/// Where both are on one file system; else, or where there is no way between them, as it is.
+std::string seen_from(const std::string& folder, const std::string& path) {
+  namespace fs = std::filesystem;
+  if (path.empty()) return path;
+  const fs::path from = folder.empty() ? "." : folder;
+  const fs::path relative = fs::path(path).is_absolute() == from.is_absolute()
+                                ? fs::path(path).lexically_relative(from)
+                                : fs::proximate(path, from);
+  return relative.empty() ? path : relative.generic_string();
+}
+
+std::string to_yaml(std::string_view name, const LinkRate& link, double peak_bytes_per_s) {
+  return fmt::format("{}:\n  bandwidth: {}\n  peak: {}\n  latency: {}\n  source: {}\n", name,
+                     rate(link.bandwidth_bytes_per_s), rate(peak_bytes_per_s), time(link.latency_s),
+                     in_quotes(link.source));
+}
+
+std::string to_yaml(const CollectiveRates& r) {
+  std::string out = fmt::format(
+      "collectives:\n  base: {}\n  nvlink_hop: {}\n  low_latency_rate: {}\n  bulk_latency: {}\n"
+      "  copy_rate: {}\n  nvlink_pipeline: {}\n  peer_rate: {}\n  peer_latency: {}\n",
+      time(r.base_s), time(r.nvlink_hop_s), rate(r.low_latency_bytes_per_s), time(r.bulk_latency_s),
+      rate(r.copy_bytes_per_s), size(r.nvlink_pipeline_bytes), rate(r.peer_bytes_per_s),
+      time(r.peer_latency_s));
+  if (r.nvls_share > 0) out += fmt::format("  nvls_share: {}\n", r.nvls_share);
+  out += fmt::format("  spread: {}\n", r.spread);
+  if (r.nic_tree_hop_s > 0) {
+    out += fmt::format(
+        "  nic_tree_hop: {}\n  nic_ring_hop: {}\n  nic_peer: {}\n  nic_pipeline: {}\n"
+        "  nic_spread: {}\n",
+        time(r.nic_tree_hop_s), time(r.nic_ring_hop_s), time(r.nic_peer_s),
+        size(r.nic_pipeline_bytes), r.nic_spread);
+  }
+  return out + fmt::format("  source: {}\n", in_quotes(r.source));
+}
+
+}  // namespace
+
+std::string to_yaml(const Cluster& cluster, const std::string& folder) {
+  std::string out = fmt::format("name: {}\nnodes: {}\ngpus_per_node: {}\nprofile: {}\n",
+                                in_quotes(cluster.name), cluster.nodes, cluster.gpus_per_node,
+                                in_quotes(seen_from(folder, cluster.profile)));
+  if (!cluster.fabric.empty()) {
+    out += fmt::format("fabric: {}\n", in_quotes(seen_from(folder, cluster.fabric)));
+  }
+  if (cluster.load_balancing == LoadBalancing::ecmp) {
+    out += fmt::format("load_balancing: ecmp\necmp_flows: {}\n", cluster.ecmp_flows);
+  }
+  const Lanes& lanes = cluster.lanes;
+  if (lanes != Lanes{}) {
+    out += fmt::format("lanes: {{expert: {}, tensor: {}, pipeline: {}, data: {}, storage: {}}}\n",
+                       lanes.expert, lanes.tensor, lanes.pipeline, lanes.data, lanes.storage);
+  }
+  out += to_yaml("nvlink", cluster.nvlink, cluster.nvlink_peak_bytes_per_s);
+  if (cluster.nic.bandwidth_bytes_per_s > 0) {
+    out += to_yaml("nic", cluster.nic, cluster.nic_peak_bytes_per_s);
+  }
+  return out + fmt::format("nvls: {}\n", cluster.nvls) + to_yaml(cluster.collectives);
 }
 
 }  // namespace orrery

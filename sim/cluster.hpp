@@ -19,20 +19,33 @@ struct LinkRate {
   friend bool operator==(const LinkRate&, const LinkRate&) = default;
 };
 
-/// What a collective costs besides bytes over bandwidth. A pipelined transfer of w bytes over a
-/// path of rate B takes (w + 2 sqrt(w w0)) / B, w0 = pipeline bytes: the best chunk size balances
-/// the filling of the pipeline against the cost per chunk, and both then grow with the root of w.
+/// What a collective costs besides bytes over bandwidth; network_prices.cpp has the formulas.
+///
+/// Inside a node a group runs the faster of two protocols. Low latency (NCCL's LL and LL128) sends
+/// data and flag together: no handshake, but every byte passes an SM at a low rate. Bulk (Simple)
+/// hands over whole chunks: the link's rate, after a handshake and after the first chunk, which
+/// nothing overlaps. The chunk is an eighth of the message (NCCL cuts its buffers in 8 steps) until
+/// it is as large as the buffers, `nvlink_pipeline_bytes`.
+///
+/// Across nodes, w bytes over a path of rate B take (w + 2 sqrt(w w0)) / B, w0 = pipeline bytes:
+/// the best chunk balances the filling of the pipeline against the cost per chunk, and both then
+/// grow with the root of w.
 struct CollectiveRates {
-  double base_s = 0;        ///< of every collective: launch and synchronisation
-  double nvlink_hop_s = 0;  ///< per step of a ring inside a node
-  double nvlink_pipeline_bytes = 0;
-  double nvls_share = 0;          ///< rate through NVSwitch reduction over the ring's rate
-  double nic_tree_hop_s = 0;      ///< per level of the tree over nodes, each way
-  double nic_ring_hop_s = 0;      ///< per step of a ring over nodes
-  double nic_peer_s = 0;          ///< per peer on another node (all-to-all)
-  double nic_pipeline_bytes = 0;  ///< per NIC and level of the tree
-  double spread = 0;              ///< held-out relative error inside a node
-  double nic_spread = 0;          ///< and across nodes
+  double base_s = 0;                   ///< of every collective: launch and synchronisation
+  double nvlink_hop_s = 0;             ///< per step of a ring inside a node
+  double low_latency_bytes_per_s = 0;  ///< of a GPU's SMs, its own block included
+  double bulk_latency_s = 0;           ///< handshake of the bulk protocol
+  double copy_bytes_per_s = 0;         ///< of a GPU's own block inside its memory
+  double nvlink_pipeline_bytes = 0;    ///< a chunk as large as the buffers, on all channels
+  double peer_bytes_per_s = 0;         ///< of a small message to one peer in the node, low latency
+  double peer_latency_s = 0;           ///< of a large one: what the handshake adds
+  double nvls_share = 0;               ///< rate through NVSwitch reduction over the ring's rate
+  double nic_tree_hop_s = 0;           ///< per level of the tree over nodes, each way
+  double nic_ring_hop_s = 0;           ///< per step of a ring over nodes
+  double nic_peer_s = 0;               ///< per peer on another node (all-to-all)
+  double nic_pipeline_bytes = 0;       ///< per NIC and level of the tree
+  double spread = 0;                   ///< held-out relative error inside a node
+  double nic_spread = 0;               ///< and across nodes
   std::string source;
 
   friend bool operator==(const CollectiveRates&, const CollectiveRates&) = default;
@@ -86,5 +99,9 @@ struct Cluster {
 /// Reads scenarios/clusters/*.yaml. Every rate must cite its source; `nic` may be absent with one
 /// node.
 Cluster read_cluster(const Node& node, Problems& problems);
+
+/// Reads back as an equal Cluster from a file in `folder`, as seen from which profile and fabric are
+/// named.
+std::string to_yaml(const Cluster& cluster, const std::string& folder);
 
 }  // namespace orrery

@@ -211,10 +211,12 @@ void Problems::add(const Node& where, std::string message, std::string hint) {
   list_.push_back({where.at(), std::move(message), std::move(hint), where.source_line()});
 }
 
-void Problems::add(Location where, std::string message, std::string hint,
-                   std::string source_line) {
-  list_.push_back(
-      {std::move(where), std::move(message), std::move(hint), std::move(source_line)});
+void Problems::add(Location where, std::string message, std::string hint) {
+  list_.push_back({std::move(where), std::move(message), std::move(hint), ""});
+}
+
+void Problems::add(Problem problem) {
+  list_.push_back(std::move(problem));
 }
 
 void Problems::throw_if_any() const {
@@ -626,13 +628,13 @@ std::string sibling_hint(const std::string& path) {
 
 }  // namespace
 
-Node read_document(const std::string& path, Problems& problems) {
+std::optional<std::string> read_text(const std::string& path, Problems& problems) {
   namespace fs = std::filesystem;
   const Location whole_file{path, 0, 0};
   std::error_code ignored;
   if (fs::is_directory(path, ignored)) {
     problems.add(whole_file, "is a directory, not a file");
-    return {};
+    return std::nullopt;
   }
   const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(path.c_str(), "rb"),
                                                              &std::fclose);
@@ -642,7 +644,7 @@ Node read_document(const std::string& path, Problems& problems) {
     problems.add(whole_file,
                  fmt::format("cannot open the file: {}", std::generic_category().message(error)),
                  hint);
-    return {};
+    return std::nullopt;
   }
   std::string text;
   std::vector<char> buffer(std::size_t{1} << 16);
@@ -654,9 +656,18 @@ Node read_document(const std::string& path, Problems& problems) {
   if (std::ferror(file.get()) != 0) {
     problems.add(whole_file,
                  fmt::format("cannot read the file: {}", std::generic_category().message(errno)));
-    return {};
+    return std::nullopt;
   }
-  return read_document_text(std::move(text), path, problems);
+  if (text.size() > kMaxFileBytes) {
+    problems.add(whole_file, "the file is larger than 64 MiB");
+    return std::nullopt;
+  }
+  return text;
+}
+
+Node read_document(const std::string& path, Problems& problems) {
+  std::optional<std::string> text = read_text(path, problems);
+  return text ? read_document_text(std::move(*text), path, problems) : Node();
 }
 
 // ---------------------------------------------------------------------------------------------------
@@ -930,6 +941,21 @@ std::vector<std::string> MapReader::unread() const {
     if (known_.count(node_.key(i).text()) == 0) keys.push_back(node_.key(i).text());
   }
   return keys;
+}
+
+std::string in_quotes(std::string_view text) {
+  std::string out = "\"";
+  for (const char c : text) {
+    if (c == '"' || c == '\\') {
+      out += '\\';
+      out += c;
+    } else if (static_cast<unsigned char>(c) < 0x20 || c == 0x7F) {
+      out += fmt::format("\\x{:02x}", static_cast<unsigned>(c));
+    } else {
+      out += c;
+    }
+  }
+  return out + '"';
 }
 
 }  // namespace orrery

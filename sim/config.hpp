@@ -79,9 +79,9 @@ class Node {
 class Problems {
  public:
   void add(const Node& where, std::string message, std::string hint = "");
-  /// For files that are no documents: `source_line` is the text of the line, if it is to be shown.
-  void add(Location where, std::string message, std::string hint = "",
-           std::string source_line = "");
+  void add(Location where, std::string message, std::string hint = "");
+  /// For files that are no documents: with the text of the line, if it is to be shown.
+  void add(Problem problem);
   bool empty() const { return list_.empty(); }
   std::size_t size() const { return list_.size(); }
   std::span<const Problem> list() const { return list_; }
@@ -90,6 +90,9 @@ class Problems {
  private:
   std::vector<Problem> list_;
 };
+
+/// The bytes of a file, at most 64 MiB; a missing, unreadable or larger file is a problem.
+std::optional<std::string> read_text(const std::string& path, Problems& problems);
 
 /// Reads a .yaml/.yml/.json file. A missing or unreadable file, text that is not UTF-8, syntax
 /// errors, tabs as indentation, anchors, aliases, tags, merge keys (`<<`), keys that are no text, a
@@ -168,6 +171,9 @@ class MapReader {
   std::string what_;
   std::set<std::string, std::less<>> known_;
 };
+
+/// `text` as a double-quoted YAML scalar, which reads back as it is.
+std::string in_quotes(std::string_view text);
 
 /// One scalar as a whole number / number / quantity, with a located problem when it is not.
 std::optional<std::int64_t> read_integer(const Node& node, Problems& problems, std::int64_t min,

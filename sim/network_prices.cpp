@@ -212,46 +212,78 @@ double ring_rate(const Group& g, const Cluster& c) {
   return g.per_node > 1 ? std::min(c.nvlink.bandwidth_bytes_per_s, nics) : nics;
 }
 
-double nvls_all_reduce_s(double bytes, double ranks, const Cluster& c) {
-  const CollectiveRates& r = c.collectives;
-  return pipelined_s(bytes * (1 + 1 / ranks), r.nvlink_pipeline_bytes * r.nvls_share,
-                     c.nvlink.bandwidth_bytes_per_s * r.nvls_share);
+/// The first chunk of a transfer inside a node: nothing overlaps it.
+double first_chunk_s(double bytes, const Cluster& c, double bytes_per_s) {
+  constexpr double kSteps = 8;
+  return std::min(bytes / kSteps, c.collectives.nvlink_pipeline_bytes) / bytes_per_s;
 }
 
-double chain_all_reduce_s(double bytes, double ranks, const Cluster& c) {
-  return pipelined_s(2 * ring_bytes(bytes, ranks), c.collectives.nvlink_pipeline_bytes,
-                     c.nvlink.bandwidth_bytes_per_s);
+/// `bytes` per direction over a GPU's NVLink in the bulk protocol, without latency.
+double bulk_s(double bytes, const Cluster& c, double share = 1) {
+  const double bytes_per_s = c.nvlink.bandwidth_bytes_per_s * share;
+  return bytes / bytes_per_s + first_chunk_s(bytes, c, bytes_per_s);
 }
 
-/// NVLS moves S up and S/n down, then S/n up and S down (NCCL maintainer, nccl issue 1083), which
-/// is S (1 + 1/n) per direction; NCCL uses it above 4 GPUs.
+/// Reduction in the switch moves S up and S/n down, then S/n up and S down (NCCL maintainer, nccl
+/// issue 1083), which is S (1 + 1/n) per direction; NCCL uses it above 4 GPUs.
+std::optional<double> nvls_s(double bytes, double ranks, const Cluster& c) {
+  if (!c.nvls || ranks <= 4) return std::nullopt;
+  return bulk_s(bytes * (1 + 1 / ranks), c, c.collectives.nvls_share);
+}
+
+double chain_s(double bytes, double ranks, const Cluster& c) {
+  return bulk_s(2 * ring_bytes(bytes, ranks), c);
+}
+
 bool switch_reduces(double bytes, double ranks, const Cluster& c) {
-  return c.nvls && ranks > 4 &&
-         nvls_all_reduce_s(bytes, ranks, c) < chain_all_reduce_s(bytes, ranks, c);
+  const std::optional<double> nvls = nvls_s(bytes, ranks, c);
+  return nvls && *nvls < chain_s(bytes, ranks, c);
 }
 
-/// All-reduce inside a node without its latency: ring, or reduction in the switch, whichever is
-/// faster.
+/// All-reduce inside a node without its latency.
 double node_all_reduce_s(double bytes, double ranks, const Cluster& c) {
-  return switch_reduces(bytes, ranks, c) ? nvls_all_reduce_s(bytes, ranks, c)
-                                         : chain_all_reduce_s(bytes, ranks, c);
+  return switch_reduces(bytes, ranks, c) ? *nvls_s(bytes, ranks, c) : chain_s(bytes, ranks, c);
+}
+
+/// One GPU to one other in its node, or to several at once, `message` bytes to each: small messages
+/// go without a handshake, at a rate so low that from some size on the handshake is shorter.
+double peers_s(double message, double peers, const Cluster& c) {
+  const CollectiveRates& r = c.collectives;
+  return r.nvlink_hop_s + std::min(message / r.peer_bytes_per_s, r.peer_latency_s) +
+         bulk_s(message * peers, c);
+}
+
+/// `steps` of a ring, `bytes` per direction over each member's NVLink; `own` bytes of its own block
+/// each member copies to where the result is. In the low latency protocol a block goes through an
+/// SM once more than over a link (sent first, or received last), of 128 bytes 8 are flags.
+double ring_in_node_s(double steps, double bytes, double own, double block, const Cluster& c) {
+  const CollectiveRates& r = c.collectives;
+  const double low_rate =
+      std::min(r.low_latency_bytes_per_s, c.nvlink.bandwidth_bytes_per_s * 120 / 128);
+  const double low = (bytes + block) / low_rate;
+  const double bulk = r.bulk_latency_s + bulk_s(bytes, c) + own / r.copy_bytes_per_s;
+  return steps * r.nvlink_hop_s + std::min(low, bulk);
 }
 
 double one_node_s(CollectiveKind kind, double bytes, double ranks, const Cluster& c) {
   const CollectiveRates& r = c.collectives;
-  const auto moved_s = [&](double moved) {
-    return pipelined_s(moved, r.nvlink_pipeline_bytes, c.nvlink.bandwidth_bytes_per_s);
-  };
+  const double block = bytes / ranks;
   switch (kind) {
-    case CollectiveKind::all_reduce:
-      return 2 * (ranks - 1) * r.nvlink_hop_s + node_all_reduce_s(bytes, ranks, c);
+    case CollectiveKind::all_reduce: {
+      // No block is only copied: a member's own one enters where it is reduced.
+      const double ring =
+          ring_in_node_s(2 * (ranks - 1), 2 * ring_bytes(bytes, ranks), 0, block, c);
+      const std::optional<double> nvls = nvls_s(bytes, ranks, c);
+      // Up to the switch and down again, with a handshake each.
+      return nvls ? std::min(ring, 2 * (r.nvlink_hop_s + r.bulk_latency_s) + *nvls) : ring;
+    }
     case CollectiveKind::all_gather:
     case CollectiveKind::reduce_scatter:
-      return (ranks - 1) * r.nvlink_hop_s + moved_s(ring_bytes(bytes, ranks));
-    case CollectiveKind::all_to_all:  // all peers at once
-      return r.nvlink_hop_s + moved_s(ring_bytes(bytes, ranks));
+      return ring_in_node_s(ranks - 1, ring_bytes(bytes, ranks), block, block, c);
+    case CollectiveKind::all_to_all:
+      return peers_s(block, ranks - 1, c) + block / r.copy_bytes_per_s;
     case CollectiveKind::broadcast:
-      return (ranks - 1) * r.nvlink_hop_s + moved_s(bytes);
+      return ring_in_node_s(ranks - 1, bytes, 0, 0, c);
   }
   return 0;
 }
@@ -292,8 +324,7 @@ double many_nodes_s(CollectiveKind kind, double bytes, const Group& g, const Clu
       const double far = g.ranks - g.per_node;
       const double nic_s =
           pipelined_s(bytes * far / g.ranks, r.nic_pipeline_bytes, c.nic.bandwidth_bytes_per_s);
-      const double node_s = pipelined_s(bytes * (g.per_node - 1) / g.ranks, r.nvlink_pipeline_bytes,
-                                        c.nvlink.bandwidth_bytes_per_s);
+      const double node_s = bulk_s(bytes * (g.per_node - 1) / g.ranks, c);
       return far * r.nic_peer_s + std::max(nic_s, node_s);
     }
     case CollectiveKind::broadcast:
@@ -373,7 +404,7 @@ Price price_collective(const Collective& collective, const Cluster& cluster) {
         from_seconds(rates.base_s + one_node_s(collective.kind, bytes, group.ranks, cluster));
     price.spread = rates.spread;
     price.extrapolated = bytes > 2 * kLargestBytes || group.ranks > 16;
-    price.note = "NCCL in a node, pipelined ring or NVLS";
+    price.note = "NCCL in a node, ring or NVLS, low latency or bulk";
   } else {
     ORRERY_CHECK(cluster.nic.bandwidth_bytes_per_s > 0, "{} has no NIC", cluster.name);
     price.time_ps =
@@ -392,15 +423,16 @@ Price price_send(const Send& send, const Cluster& cluster) {
   const CollectiveRates& rates = cluster.collectives;
   const LinkRate& link = send.same_node ? cluster.nvlink : cluster.nic;
   ORRERY_CHECK(link.bandwidth_bytes_per_s > 0, "{} has no such link", cluster.name);
-  const double pipeline_bytes =
-      send.same_node ? rates.nvlink_pipeline_bytes : rates.nic_pipeline_bytes;
   const auto bytes = static_cast<double>(send.bytes);
+  const double path_s = send.same_node
+                            ? peers_s(bytes, 1, cluster)
+                            : link.latency_s + pipelined_s(bytes, rates.nic_pipeline_bytes,
+                                                           link.bandwidth_bytes_per_s);
   Price price;
-  price.time_ps = from_seconds(rates.base_s + link.latency_s +
-                               pipelined_s(bytes, pipeline_bytes, link.bandwidth_bytes_per_s));
+  price.time_ps = from_seconds(rates.base_s + path_s);
   price.source = PriceSource::derived;
   price.spread = send.same_node ? rates.spread : rates.nic_spread;
-  price.note = send.same_node ? "NVLink rate and latency" : "one NIC, rate and latency";
+  price.note = send.same_node ? "NVLink, low latency or bulk" : "one NIC, rate and latency";
   return price;
 }
 

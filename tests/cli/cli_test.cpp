@@ -21,6 +21,9 @@ namespace fs = std::filesystem;
 using nlohmann::json;
 
 const std::string kV3 = ORRERY_SOURCE_DIR "/scenarios/deepseek_v3_2048_h800.yaml";
+const std::string kNode = ORRERY_SOURCE_DIR "/scenarios/clusters/h100_node.yaml";
+const std::string kTable =
+    ORRERY_SOURCE_DIR "/tests/calibrate/nccl/h100_node_all_reduce_published.txt";
 const std::string kRuns = ORRERY_SOURCE_DIR "/scenarios/runs/deepseek_v3.yaml";
 
 struct Result {
@@ -165,7 +168,15 @@ TEST_F(Cli, UsageErrorsExitWithTwo) {
       {"run", kV3, "--trace", path("t.json"), "--trace-ranks", "-1"},
       {"run", kV3, "--json", "-", "--trace", "-"},
       {"run", kV3, kV3},
-      {"compare", kV3}};
+      {"compare", kV3},
+      {"network"},
+      {"network", kNode, "--collective", "gossip"},
+      {"network", kNode, "--ranks", "8"},
+      {"network", kNode, "--collective", "all_reduce", "--min", "8 bytes"},
+      {"network", kNode, "--collective", "all_reduce", "--ranks", "9"},
+      {"calibrate", "--nccl", kTable},
+      {"calibrate", "--cluster", kNode},
+      {"calibrate", "--nccl", kTable, "--cluster", kNode, "--keep", "everything"}};
   for (const auto& args : wrong) {
     const Result r = orrery(args);
     EXPECT_EQ(r.status, 2) << (args.empty() ? "" : args.back());
@@ -178,7 +189,7 @@ TEST_F(Cli, HelpAndVersionAreResults) {
   EXPECT_EQ(orrery({"--version"}).out, "orrery 0.1.0\n");
   const Result help = orrery({"--help"});
   EXPECT_EQ(help.status, 0);
-  for (const char* verb : {"run", "explain", "compare", "validate"}) {
+  for (const char* verb : {"run", "explain", "compare", "validate", "network", "calibrate"}) {
     EXPECT_TRUE(contains(help.out, verb));
     EXPECT_EQ(orrery({verb, "--help"}).status, 0);
   }
@@ -235,6 +246,53 @@ TEST_F(Cli, ValidateFailsOnlyWhereAskedTo) {
   EXPECT_EQ(orrery({"validate", path("run.yaml"), "--fail-above"}).status, 3);
   const json rows = json::parse(orrery({"validate", kRuns, "--json", "-"}).out);
   EXPECT_EQ(rows.at("runs").size(), 5u);
+}
+
+TEST_F(Cli, NetworkPrintsLinksAndTables) {
+  EXPECT_TRUE(contains(orrery({"network", kNode}).out, "nvlink    367 GB/s"));
+  const Result table = orrery({"network", kNode, "--collective", "all_gather", "--ranks", "4",
+                               "--min", "1K", "--max", "1G", "--factor", "4"});
+  EXPECT_EQ(table.status, 0) << table.err;
+  EXPECT_TRUE(contains(table.out, "#       size         count      type   redop    root"));
+  EXPECT_TRUE(contains(table.out, "\n  1073741824      67108864     float    none      -1"));
+  const json document = json::parse(
+      orrery({"network", kV3, "--collective", "dispatch", "--ranks", "64", "--json", "-"}).out);
+  EXPECT_EQ(document.at("operation"), "dispatch");
+  EXPECT_EQ(document.at("sms"), 20);
+}
+
+TEST_F(Cli, CalibrateReadsWhatNetworkPrints) {
+  // Text and JSON of the same made-up measurement lead to the same cluster, which is the one asked.
+  std::vector<std::string> ask = {"network", kNode, "--collective", "all_reduce"};
+  std::ofstream(path("all_reduce.txt")) << orrery(ask).out;
+  ask.insert(ask.end(), {"--json", path("all_reduce.json"), "--min", "8"});
+  EXPECT_EQ(orrery(ask).status, 0);
+  for (const char* name : {"all_reduce.txt", "all_reduce.json"}) {
+    const Result r = orrery(
+        {"calibrate", "--nccl", path(name), "--cluster", kNode, "--out", path("fitted.yaml")});
+    EXPECT_EQ(r.status, 0) << r.err;
+    EXPECT_TRUE(contains(r.out, "inside a node, held out                0.0 %")) << r.out;
+    const std::string written = slurp(path("fitted.yaml"));
+    EXPECT_EQ(written.find("# One HGX H100 node.\nname: \"one node of 8 H100\"\n"), 0u) << written;
+    EXPECT_TRUE(contains(written, name)) << written;
+    // The profile is found from where the file is now.
+    EXPECT_EQ(orrery({"network", path("fitted.yaml"), "--collective", "dispatch"}).status, 0);
+  }
+}
+
+TEST_F(Cli, CalibrateLeavesNothingBehindWhereInputIsWrong) {
+  std::ofstream(path("log.txt")) << "8 2 float sum -1 5.00 0.00\n";
+  const Result r = orrery({"calibrate", "--nccl", path("log.txt"), kTable, "--cluster", kNode,
+                           "--out", path("fitted.yaml")});
+  EXPECT_EQ(r.status, 2);
+  EXPECT_EQ(r.out, "");
+  EXPECT_TRUE(contains(r.err, "log.txt:1:23: error: a row has 9 columns")) << r.err;
+  EXPECT_EQ(files(), 1u);
+  const Result full =
+      orrery({"calibrate", "--nccl", kTable, "--cluster", kNode, "--out", path(".")});
+  EXPECT_EQ(full.status, 1);
+  EXPECT_TRUE(contains(full.err, "Is a directory")) << full.err;
+  EXPECT_EQ(full.out, "");
 }
 
 }  // namespace

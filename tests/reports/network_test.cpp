@@ -1,145 +1,157 @@
-// A step on a network: what is published of it, and what must hold between fidelities.
+#include "reports/network.hpp"
 
 #include <gtest/gtest.h>
 
-#include <cmath>
+#include <nlohmann/json.hpp>
 #include <string>
-
-#include "reports/compare.hpp"
-#include "reports/study.hpp"
+#include <vector>
 
 namespace orrery {
 namespace {
 
+using nlohmann::json;
+
 const std::string kScenarios = ORRERY_SOURCE_DIR "/scenarios/";
 
-Report report_of(const std::string& name, const StudyOptions& options = {}) {
-  return study_step(read_scenario(kScenarios + name + ".yaml"), options).report;
+NetworkQuestion about(const std::string& file, decltype(NetworkQuestion::operation) operation = {},
+                      std::int64_t ranks = 0) {
+  return {.file = kScenarios + file, .operation = operation, .ranks = ranks};
 }
 
-const TierReport& tier(const Report& report, const std::string& name) {
-  for (const TierReport& t : report.network.tiers) {
-    if (t.tier == name) return t;
+std::string complaint(NetworkQuestion question) {
+  try {
+    ask_network(std::move(question));
+  } catch (const InputError& error) {
+    return error.problems()[0].message;
   }
-  throw std::runtime_error("no tier " + name);
+  return "";
 }
 
-TEST(Network, MultiPlaneAndMultiRailGiveTheSameStep) {
-  // arXiv 2505.09343, Table 4: 19.926 and 19.946 s, 0.1 % apart.
-  const Report mpft = report_of("deepseek_v3_2048_h800");
-  const Report mrft = report_of("deepseek_v3_2048_h800_mrft");
-  EXPECT_NEAR(mrft.step_time_s / mpft.step_time_s, 1, 0.002);
-  // The reason: nothing of the step crosses a spine but sends between leaves and gradients, once.
-  EXPECT_LT(tier(mpft, "leaf-spine").busiest_use, 0.05);
-  EXPECT_LT(tier(mrft, "leaf-spine").busiest_use, 0.05);
-  EXPECT_GT(tier(mpft, "NIC").busiest_use, 0.3);
-  // 2048 GPUs, 2048 NICs, each way; 96 switches joined by 2048 cables (the paper's FT2), of which
-  // planes of 8 leaves use as many as they are, in bundles.
-  EXPECT_EQ(tier(mpft, "NVLink").links, 4096);
-  EXPECT_EQ(tier(mpft, "NIC").links, 4096);
-  EXPECT_EQ(tier(mrft, "leaf-spine").links, 4096);
-}
-
-TEST(Network, SharingMakesNothingFaster) {
-  for (const std::string name : {"deepseek_v3_2048_h800", "qwen3_235b_256_h100",
-                                 "llama3_70b_64_h100", "mixtral_8x7b_64_h100"}) {
-    const Report formula = report_of(name, {.network = Network::formula});
-    const Report flows = report_of(name, {.network = Network::flows});
-    EXPECT_GE(flows.step_time_s, formula.step_time_s) << name;
-    EXPECT_LT(flows.step_time_s, 1.05 * formula.step_time_s) << name;
-    EXPECT_FALSE(formula.network.flows);
-    EXPECT_TRUE(flows.network.flows);
-    EXPECT_GE(flows.network.stretched_s, 0);
-    EXPECT_EQ(formula.network.stretched_s, 0);
-    for (const PriceRow& row : flows.prices) EXPECT_GE(row.lasted_s, row.time_s * (1 - 1e-9));
+TEST(Network, SizesOfNcclTests) {
+  EXPECT_EQ(parse_nccl_size("8"), 8);
+  EXPECT_EQ(parse_nccl_size("64K"), 65536);
+  EXPECT_EQ(parse_nccl_size("32m"), 32 << 20);
+  EXPECT_EQ(parse_nccl_size("16G"), std::int64_t{16} << 30);
+  for (const char* wrong : {"", "G", "-1", "8 KB", "1.5K", "9999999999G", "0x8"}) {
+    EXPECT_FALSE(parse_nccl_size(wrong)) << wrong;
   }
 }
 
-TEST(Network, ExposedCommunicationIsExposedBySomething) {
-  for (const std::string name : {"deepseek_v3_2048_h800", "llama3_70b_64_h100"}) {
-    const Report r = report_of(name);
-    for (const RankReport& rank : r.ranks) {
-      const ExposedTimes& e = rank.exposed_s;
-      EXPECT_NEAR(e.expert + e.tensor + e.data + e.pipeline, rank.phases_s.exposed_communication,
-                  1e-9);
+TEST(Network, LinksWithTheirSources) {
+  const std::string text = to_terminal(ask_network(about("clusters/h100_1024.yaml")));
+  for (const char* part : {"1024 H100, 128 nodes\n", "nvlink    367 GB/s of 450 GB/s", "82 %",
+                           "nic       48 GB/s of 50 GB/s", "nccl-tests issue 290"}) {
+    EXPECT_NE(text.find(part), std::string::npos) << part << "\n" << text;
+  }
+  // A scenario stands for its cluster.
+  EXPECT_EQ(to_terminal(ask_network(about("llama3_70b_64_h100.yaml"))),
+            to_terminal(ask_network(about("clusters/h100_64.yaml"))));
+}
+
+TEST(Network, PublishedAllReduceOfEightH200) {
+  // 16 GiB with NVLS: 473.1 GB/s bus bandwidth (stas00/ml-engineering network/README.md).
+  NetworkQuestion q = about("clusters/h200_node.yaml", NcclOp::all_reduce);
+  const NetworkAnswer answer = ask_network(q);
+  ASSERT_TRUE(answer.table);
+  EXPECT_EQ(answer.table->ranks, 8);
+  EXPECT_EQ(answer.table->rows.size(), 32u);  // 8 bytes to 16 GiB
+  EXPECT_NEAR(answer.table->rows.back().out_of_place->busbw_gbps / 473.1, 1, 0.04);
+}
+
+TEST(Network, TheRatesThatDeepEpPublished) {
+  // DeepEP's first README (@ebfe47e4), H800, 4096 tokens, 20 SMs: logical GB/s, dispatch and
+  // combine.
+  struct Row {
+    std::int64_t ranks;
+    double dispatch, combine;
+  };
+  for (const Row& row : {Row{8, 153, 158}, Row{16, 43, 43}, Row{32, 44, 47}, Row{64, 46, 45}}) {
+    for (const bool combine : {false, true}) {
+      NetworkQuestion q =
+          about("clusters/h800_2048.yaml", ExchangeQuestion{.combine = combine}, row.ranks);
+      q.min = q.max = 4096;
+      const NetworkAnswer answer = ask_network(q);
+      ASSERT_EQ(answer.rows.size(), 1u);
+      EXPECT_NEAR(answer.rows[0].logical_gbps / (combine ? row.combine : row.dispatch), 1, 0.01)
+          << row.ranks;
     }
   }
-  EXPECT_EQ(report_of("llama3_70b_64_h100").exposed_s.expert, 0);
-  EXPECT_GT(report_of("llama3_70b_64_h100").exposed_s.tensor, 0);
-  EXPECT_EQ(report_of("deepseek_v3_2048_h800").exposed_s.tensor, 0);
 }
 
-TEST(Network, OneRankOfAClassCarriesWhatAllRanksDo) {
-  const Report one = report_of("mixtral_8x7b_64_h100");
-  const Report all = report_of("mixtral_8x7b_64_h100", {.all_ranks = true});
-  EXPECT_NEAR(all.step_time_s / one.step_time_s, 1, 1e-3);
-  ASSERT_EQ(one.network.tiers.size(), all.network.tiers.size());
-  for (std::size_t t = 0; t < one.network.tiers.size(); ++t) {
-    EXPECT_EQ(one.network.tiers[t].links, all.network.tiers[t].links);
-    EXPECT_NEAR(all.network.tiers[t].mean_use / one.network.tiers[t].mean_use, 1, 2e-3);
-    EXPECT_NEAR(all.network.tiers[t].busiest_use / one.network.tiers[t].busiest_use, 1, 2e-3);
-  }
+TEST(Network, ExchangesTakeTheScenariosRouting) {
+  NetworkQuestion q = about("mixtral_8x7b_64_h100.yaml", ExchangeQuestion{}, 8);
+  const NetworkAnswer answer = ask_network(q);
+  EXPECT_EQ(answer.exchange->hidden, 4096);
+  EXPECT_EQ(answer.exchange->experts, 8);
+  EXPECT_EQ(answer.exchange->top_k, 2);
+  EXPECT_EQ(answer.exchange->format, NumberFormat::bf16);
+  EXPECT_EQ(answer.exchange->node_limit, 0);
+  q.operation = ExchangeQuestion{.top_k = 3, .format = NumberFormat::fp8_block};
+  EXPECT_EQ(ask_network(q).exchange->top_k, 3);
+  EXPECT_EQ(ask_network(q).exchange->format, NumberFormat::fp8_block);
 }
 
-TEST(Network, AFailedCableOfOneGpuHoldsUpItsPosition) {
-  // NIC 3 of node 5 at a tenth of its rate: the exchanges of its group wait for it.
-  const std::string fabric = testing::TempDir() + "slow_nic.yaml";
-  Problems problems;
-  const Node node = read_document(kScenarios + "fabrics/h800_2048_mpft.yaml", problems);
-  std::string text(std::string(ORRERY_SOURCE_DIR) + "/scenarios/fabrics/h800_2048_mpft.yaml");
-  std::FILE* in = std::fopen(text.c_str(), "r");
-  ASSERT_NE(in, nullptr);
-  std::string content;
-  for (int c = std::fgetc(in); c != EOF; c = std::fgetc(in)) content += static_cast<char>(c);
-  std::fclose(in);
-  content += "faults: [{link: node5/nic3, capacity_share: 0.1}]\n";
-  std::FILE* out = std::fopen(fabric.c_str(), "w");
-  ASSERT_NE(out, nullptr);
-  std::fputs(content.c_str(), out);
-  std::fclose(out);
-
-  Scenario scenario = read_scenario(kScenarios + "deepseek_v3_2048_h800.yaml");
-  const double before = study_step(scenario).report.step_time_s;
-  auto slow = read_fabric(read_document(fabric, problems), problems);
-  problems.throw_if_any();
-  scenario.fabric = std::make_shared<const Fabric>(*std::move(slow));
-  const Report after = study_step(scenario).report;
-  EXPECT_GT(after.step_time_s, 1.5 * before);
-  EXPECT_NE(tier(after, "NIC").limiting.find("node5/nic3"), std::string::npos);
+TEST(Network, TimesComeFromWhereTheyAreAskedFor) {
+  std::vector<Shape> asked;
+  NetworkQuestion q = about("clusters/h100_1024.yaml", NcclOp::alltoall, 16);
+  q.min = 1 << 20;
+  q.max = 4 << 20;
+  const NetworkAnswer answer =
+      ask_network(q, [&](const Shape& shape, const Profile&, const Cluster& c) {
+        EXPECT_EQ(c.nodes, 128);
+        asked.push_back(shape);
+        return Price{.time_ps = 1'000 * kPsPerUs, .note = "made up"};
+      });
+  ASSERT_EQ(asked.size(), 3u);
+  EXPECT_EQ(std::get<Collective>(asked[0].work),
+            (Collective{CollectiveKind::all_to_all, 1 << 20, 16, 8}));
+  // A MiB in a millisecond is 1.05 GB/s, of which 15/16 go over links.
+  EXPECT_NEAR(answer.table->rows[0].out_of_place->busbw_gbps, 1.048576 * 15 / 16, 1e-9);
+  EXPECT_NE(to_terminal(answer).find("# made up"), std::string::npos);
 }
 
-TEST(Network, TheOptimizerWaitsForACheckpoint) {
-  Scenario scenario = read_scenario(kScenarios + "llama3_70b_64_h100.yaml");
-  const double before = study_step(scenario).report.step_time_s;
-  // 70.6 B parameters, 4 bytes of master weight and 8 of moments each, over 64 GPUs: 13.2 GB, of
-  // which 1 GB/s takes as long as the step or so, and 0.1 GB/s ten times as long.
-  scenario.plan.checkpoint = Checkpoint{0.1e9, false};
-  const double stalled = study_step(scenario).report.step_time_s;
-  EXPECT_GT(stalled, 70.6e9 * 12 / 64 / 0.1e9 * 0.9);
-  EXPECT_LT(stalled, 70.6e9 * 12 / 64 / 0.1e9 * 1.3);
-  scenario.plan.checkpoint = Checkpoint{5e9, true};
-  EXPECT_NEAR(study_step(scenario).report.step_time_s / before, 1, 2e-3);
-  scenario.plan.checkpoint =
-      Checkpoint{40e9, false};  // most of what the NIC has, for a third of a second
-  EXPECT_GE(study_step(scenario).report.step_time_s, before);
+TEST(Network, JsonHasNcclTestsKeys) {
+  NetworkQuestion q = about("clusters/h100_node.yaml", NcclOp::all_reduce, 4);
+  q.min = q.max = 1 << 20;
+  const json document = json::parse(to_json(ask_network(q)));
+  EXPECT_EQ(document.at("ranks"), 4);
+  EXPECT_EQ(document.at("operation"), "all_reduce");
+  EXPECT_EQ(document.at("cluster").at("gpus_per_node"), 8);
+  const json& row = document.at("results").at(0);
+  EXPECT_EQ(row.at("size"), 1 << 20);
+  EXPECT_EQ(row.at("redop"), "sum");
+  EXPECT_TRUE(row.at("in_place").at("nwrong").is_null());
+  EXPECT_NEAR(row.at("out_of_place").at("bus_bw").get<double>() /
+                  row.at("out_of_place").at("alg_bw").get<double>(),
+              1.5, 1e-12);
+  const json exchange =
+      json::parse(to_json(ask_network(about("clusters/h800_2048.yaml", ExchangeQuestion{}, 64))));
+  EXPECT_EQ(exchange.at("results").size(), 8u);
+  EXPECT_EQ(exchange.at("hidden"), 7168);
+  EXPECT_FALSE(
+      json::parse(to_json(ask_network(about("clusters/h100_node.yaml")))).contains("results"));
 }
 
-TEST(Network, CompareSaysWhatTheNetworkCost) {
-  const Report reports[] = {report_of("mixtral_8x7b_64_h100", {.network = Network::formula}),
-                            report_of("mixtral_8x7b_64_h100")};
-  const std::string names[] = {"formula", "flows"};
-  const std::string text = compare(reports, names);
-  for (const char* row : {"NIC, busiest link's use", "NIC, time lost to one link", "of experts",
-                          "op time lost to sharing"}) {
-    EXPECT_NE(text.find(row), std::string::npos) << text;
-  }
-}
-
-TEST(Network, FlowsNeedAFabric) {
-  Scenario scenario = read_scenario(kScenarios + "mixtral_8x7b_64_h100.yaml");
-  scenario.fabric = nullptr;
-  EXPECT_FALSE(study_step(scenario).report.network.flows);
-  EXPECT_THROW(study_step(scenario, {.network = Network::flows}), InputError);
+TEST(Network, WhatDoesNotFitIsSaid) {
+  EXPECT_EQ(complaint(about("clusters/h100_node.yaml", NcclOp::all_reduce, 16)),
+            "--ranks 16: 'one node of 8 H100' has 1 node of 8 GPUs");
+  NetworkQuestion q = about("clusters/h100_64.yaml", NcclOp::all_reduce, 16);
+  q.ranks_per_node = 1;
+  EXPECT_NE(complaint(q).find("of which 1 are used"), std::string::npos);
+  q.ranks_per_node = 9;
+  EXPECT_NE(complaint(q).find("has 8 GPUs"), std::string::npos);
+  EXPECT_EQ(complaint(about("clusters/h800_2048.yaml", ExchangeQuestion{}, 24)),
+            "--ranks 24: 256 experts do not spread evenly over them");
+  EXPECT_EQ(complaint(about("clusters/h800_2048.yaml", ExchangeQuestion{.top_k = 300}, 64)),
+            "--top-k 300 of 256 experts");
+  EXPECT_EQ(complaint(about("clusters/h800_2048.yaml", ExchangeQuestion{.sms = 500}, 64)),
+            "--sms 500: NVIDIA H800 SXM has 132");
+  q = about("clusters/h100_node.yaml", NcclOp::all_reduce);
+  q.min = 64;
+  q.max = 8;
+  EXPECT_NE(complaint(q).find("the smaller first"), std::string::npos);
+  q.max = std::int64_t{1} << 50;
+  EXPECT_NE(complaint(q).find("the smaller first"), std::string::npos);
 }
 
 }  // namespace

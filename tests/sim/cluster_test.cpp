@@ -21,7 +21,9 @@ std::string good() {
          "profile: ../profiles/x.yaml\n"
          "nvlink: {bandwidth: 160 GB/s, peak: 200 GB/s, latency: 3 us, source: here}\n"
          "nic: {bandwidth: 384 Gb/s, peak: 50 GB/s, latency: 4 us, source: there}\n"
-         "collectives: {base: 5 us, nvlink_hop: 1 us, nvlink_pipeline: 1 MB, spread: 0.1, "
+         "collectives: {base: 5 us, nvlink_hop: 1 us, low_latency_rate: 100 GB/s, "
+         "bulk_latency: 15 us, copy_rate: 1 TB/s, nvlink_pipeline: 1 MB, peer_rate: 5 GB/s, "
+         "peer_latency: 7 us, spread: 0.1, "
          "nic_tree_hop: 30 us, nic_ring_hop: 20 us, nic_peer: 2 us, nic_pipeline: 150 kB, "
          "nic_spread: 0.2, source: elsewhere}\n";
 }
@@ -84,6 +86,29 @@ TEST(Cluster, SourceIsNotOptional) {
   Problems problems;
   read(replaced(good(), ", source: here", ""), problems);
   EXPECT_EQ(problems.size(), 1u);
+}
+
+TEST(Cluster, WrittenClustersReadBack) {
+  for (const auto& entry :
+       std::filesystem::directory_iterator(ORRERY_SOURCE_DIR "/scenarios/clusters")) {
+    SCOPED_TRACE(entry.path().string());
+    Problems problems;
+    Cluster c = read_cluster(read_document(entry.path().string(), problems), problems);
+    c.nvlink.bandwidth_bytes_per_s /= 3;  // digits that no unit shortens
+    c.collectives.source += " \"quoted\": \\ # and more";
+    // From another folder than the one that it was read from.
+    const std::string folder = std::filesystem::path(c.profile).parent_path();
+    const std::string text = to_yaml(c, folder);
+    const std::string name = folder + "/c.yaml";
+    EXPECT_EQ(read_cluster(read_document_text(text, name, problems), problems), c) << text;
+    EXPECT_TRUE(problems.empty()) << format_problems(problems.list());
+  }
+  // Where a file's own words give the number, they are what is written.
+  Problems problems;
+  const std::string text = to_yaml(read(good(), problems), "x");
+  for (const char* line : {"bandwidth: 160 GB/s\n", "  nic_pipeline: 150 kB\n", "  base: 5 us\n"}) {
+    EXPECT_NE(text.find(line), std::string::npos) << text;
+  }
 }
 
 TEST(Cluster, EveryScenarioClusterIsReadable) {

@@ -340,75 +340,81 @@ TEST(PriceExchange, SaysWhereItComesFrom) {
 
 // ---- collectives in a node
 
-// aiconfigurator 095f58a5 (ai-dynamo), NCCL 2.27 to 2.29, half: us for 2, 8, 32, 128 and 512 MiB.
-// The rates were fitted to 64 KiB, 256 KiB, 1, 4, 16, 64 and 256 MiB: none of these sizes.
+// aiconfigurator 095f58a5 (ai-dynamo), NCCL 2.27 to 2.29, half: us at every third size of the
+// tables, which `orrery calibrate` held out when the clusters' rates were fitted to the others.
+constexpr std::int64_t kNcclBytes[] = {2 << 10, 16 << 10, 128 << 10, 1 << 20,
+                                       8 << 20, 64 << 20, 512 << 20};
 struct NcclRow {
   const char* system;
   CollectiveKind kind;
   std::int64_t ranks;
-  double us[5];
+  double us[7];
 };
 const std::vector<NcclRow> kNccl = {
-    {"a100", CollectiveKind::all_reduce, 2, {47.58, 87.13, 224.2, 747.5, 2781}},
-    {"a100", CollectiveKind::all_reduce, 4, {46.22, 111, 288, 1000, 3716}},
-    {"a100", CollectiveKind::all_reduce, 8, {53.7, 128, 367, 1169, 4226}},
-    {"a100", CollectiveKind::all_gather, 2, {38.1, 59.72, 153.7, 496.4, 1790}},
-    {"a100", CollectiveKind::all_gather, 4, {52.93, 73.19, 176.5, 578.5, 2102}},
-    {"a100", CollectiveKind::all_gather, 8, {33.45, 73.51, 217.6, 660.3, 2288}},
-    {"a100", CollectiveKind::reduce_scatter, 2, {34.87, 53.1, 134.7, 433.7, 1612}},
-    {"a100", CollectiveKind::reduce_scatter, 4, {48.69, 66.87, 165.9, 538.7, 1982}},
-    {"a100", CollectiveKind::reduce_scatter, 8, {34.21, 79.49, 210, 624, 2207}},
-    {"a100", CollectiveKind::all_to_all, 2, {28.62, 56.05, 136.5, 445.6, 1635}},
-    {"a100", CollectiveKind::all_to_all, 4, {36.15, 60.84, 172.9, 573.5, 2066}},
-    {"a100", CollectiveKind::all_to_all, 8, {38.57, 67.84, 191.3, 640.5, 2314}},
-    {"h100", CollectiveKind::all_reduce, 2, {27.56, 46.4, 142.3, 465.6, 1674}},
-    {"h100", CollectiveKind::all_reduce, 4, {27.11, 62.22, 172.8, 613.2, 2300}},
-    {"h100", CollectiveKind::all_reduce, 8, {38.18, 78.91, 197.4, 578.1, 2111}},
-    {"h100", CollectiveKind::all_gather, 2, {16.41, 36.21, 92.9, 292.3, 1038}},
-    {"h100", CollectiveKind::all_gather, 4, {18.99, 45.25, 108.9, 350.3, 1267}},
-    {"h100", CollectiveKind::all_gather, 8, {21.98, 43.85, 122.2, 388.6, 1398}},
-    {"h100", CollectiveKind::reduce_scatter, 2, {15.39, 32.06, 95.68, 311.5, 1075}},
-    {"h100", CollectiveKind::reduce_scatter, 4, {17.08, 38.39, 104.7, 355.2, 1299}},
-    {"h100", CollectiveKind::reduce_scatter, 8, {17.9, 43.7, 111.3, 381.2, 1399}},
-    {"h100", CollectiveKind::all_to_all, 2, {15.52, 31.18, 81.06, 259.6, 958.9}},
-    {"h100", CollectiveKind::all_to_all, 4, {17.04, 37.01, 108.8, 333.6, 1212}},
-    {"h100", CollectiveKind::all_to_all, 8, {18.58, 41.27, 124.7, 402.4, 1480}},
-    {"h200", CollectiveKind::all_reduce, 2, {26.52, 45.37, 135.4, 462.3, 1681}},
-    {"h200", CollectiveKind::all_reduce, 4, {27.23, 60.08, 170.8, 608.5, 2307}},
-    {"h200", CollectiveKind::all_reduce, 8, {37.46, 78.3, 195.8, 563.6, 2040}},
-    {"h200", CollectiveKind::all_gather, 2, {16.17, 35.57, 90.01, 287.9, 1042}},
-    {"h200", CollectiveKind::all_gather, 4, {18.69, 43.7, 105.1, 344.5, 1268}},
-    {"h200", CollectiveKind::all_gather, 8, {22.22, 43.17, 120.5, 378.2, 1390}},
-    {"h200", CollectiveKind::reduce_scatter, 2, {15.1, 31.36, 91.69, 304.8, 1083}},
-    {"h200", CollectiveKind::reduce_scatter, 4, {17.22, 38.41, 102.2, 348.5, 1293}},
-    {"h200", CollectiveKind::reduce_scatter, 8, {19.71, 44.43, 107.8, 374.1, 1393}},
-    {"h200", CollectiveKind::all_to_all, 2, {15, 29.21, 80.41, 247.1, 897.8}},
-    {"h200", CollectiveKind::all_to_all, 4, {16.5, 35.93, 107, 326.5, 1202}},
-    {"h200", CollectiveKind::all_to_all, 8, {17.73, 40.28, 122, 391.7, 1446}},
-    {"b200", CollectiveKind::all_reduce, 2, {18.89, 41.51, 83.25, 270.6, 1005}},
-    {"b200", CollectiveKind::all_reduce, 4, {25.31, 48.57, 122.8, 341.6, 1271}},
-    {"b200", CollectiveKind::all_reduce, 8, {32.08, 71.58, 167.8, 398.2, 1335}},
-    {"b200", CollectiveKind::all_gather, 2, {15.76, 30.39, 54.29, 169.6, 612.3}},
-    {"b200", CollectiveKind::all_gather, 4, {18.4, 50.94, 71.02, 195.7, 710.6}},
-    {"b200", CollectiveKind::all_gather, 8, {22.48, 44.18, 79.74, 206.8, 761.4}},
-    {"b200", CollectiveKind::reduce_scatter, 2, {14.82, 28.1, 54.58, 185.1, 651}},
-    {"b200", CollectiveKind::reduce_scatter, 4, {17.45, 48.05, 70.04, 199.6, 728.8}},
-    {"b200", CollectiveKind::reduce_scatter, 8, {20.99, 43.64, 90.73, 207.3, 766.5}},
-    {"b200", CollectiveKind::all_to_all, 2, {18.51, 27.87, 63.74, 224.6, 810}},
-    {"b200", CollectiveKind::all_to_all, 4, {19.6, 31.44, 73.72, 230.7, 825.2}},
-    {"b200", CollectiveKind::all_to_all, 8, {22.12, 34.01, 86.47, 236.6, 834.2}},
+    {"a100", CollectiveKind::all_reduce, 2, {10, 12.75, 13.45, 40.84, 87.13, 391.5, 2781}},
+    {"a100", CollectiveKind::all_reduce, 4, {14.17, 16.28, 17.8, 29.78, 111, 544.3, 3716}},
+    {"a100", CollectiveKind::all_reduce, 8, {21.53, 22.55, 27.41, 38.85, 128, 595.3, 4226}},
+    {"a100", CollectiveKind::all_gather, 2, {9.06, 11.43, 12.37, 19.95, 59.72, 266.3, 1790}},
+    {"a100", CollectiveKind::all_gather, 4, {11.03, 13.88, 15.52, 22.53, 73.19, 325.4, 2102}},
+    {"a100", CollectiveKind::all_gather, 8, {14.8, 15.83, 20.91, 26.79, 73.51, 351.6, 2288}},
+    {"a100", CollectiveKind::reduce_scatter, 2, {9.03, 11.23, 11.97, 19.4, 53.1, 230.3, 1612}},
+    {"a100", CollectiveKind::reduce_scatter, 4, {10.72, 12.59, 14.55, 21.08, 66.87, 303.3, 1982}},
+    {"a100", CollectiveKind::reduce_scatter, 8, {15.02, 15.1, 18.16, 23.43, 79.49, 327.2, 2207}},
+    {"a100", CollectiveKind::all_to_all, 2, {10.83, 12.48, 14.44, 22.79, 56.05, 243, 1635}},
+    {"a100", CollectiveKind::all_to_all, 4, {12.44, 13.23, 14.96, 25.2, 60.84, 312, 2066}},
+    {"a100", CollectiveKind::all_to_all, 8, {12.79, 12.57, 16.56, 25.81, 67.84, 347.6, 2314}},
+    {"h100", CollectiveKind::all_reduce, 2, {6.32, 7.27, 7.7, 14.55, 46.45, 253, 1677}},
+    {"h100", CollectiveKind::all_reduce, 4, {9.8, 10.96, 11.52, 18.12, 62.62, 324, 2305}},
+    {"h100", CollectiveKind::all_reduce, 8, {15.75, 16.69, 19.01, 25.4, 79.13, 324, 2111}},
+    {"h100", CollectiveKind::all_gather, 2, {5.24, 6.24, 6.57, 11.29, 36.27, 159.7, 1039}},
+    {"h100", CollectiveKind::all_gather, 4, {7.41, 8.61, 9.08, 13.58, 45.33, 190.1, 1268}},
+    {"h100", CollectiveKind::all_gather, 8, {10.75, 11.19, 13.42, 17.08, 44.28, 209.2, 1400}},
+    {"h100", CollectiveKind::reduce_scatter, 2, {5.35, 5.99, 6.34, 10.58, 32.28, 169.2, 1076}},
+    {"h100", CollectiveKind::reduce_scatter, 4, {7.35, 7.92, 8.42, 11.69, 38.51, 190.8, 1300}},
+    {"h100", CollectiveKind::reduce_scatter, 8, {10.47, 11.05, 12.02, 14.64, 43.82, 200.8, 1399}},
+    {"h100", CollectiveKind::all_to_all, 2, {6.49, 7.95, 13.92, 14.85, 32.44, 139.8, 963.4}},
+    {"h100", CollectiveKind::all_to_all, 4, {7, 7.49, 12.52, 15.56, 37.18, 184, 1213}},
+    {"h100", CollectiveKind::all_to_all, 8, {7.96, 7.25, 9.8, 15.64, 41.3, 218.4, 1481}},
+    {"h200", CollectiveKind::all_reduce, 2, {6.19, 7.15, 7.51, 14.26, 45.37, 245, 1682}},
+    {"h200", CollectiveKind::all_reduce, 4, {9.59, 10.87, 11.37, 18.1, 60.53, 323.3, 2310}},
+    {"h200", CollectiveKind::all_reduce, 8, {15.98, 17.78, 21.43, 27.64, 78.52, 319.6, 2040}},
+    {"h200", CollectiveKind::all_gather, 2, {5.22, 6, 6.36, 11.28, 35.66, 156.4, 1043}},
+    {"h200", CollectiveKind::all_gather, 4, {7.23, 8.57, 8.97, 13.52, 43.74, 188.4, 1269}},
+    {"h200", CollectiveKind::all_gather, 8, {11.68, 12.29, 15.09, 18.65, 44.56, 206.3, 1392}},
+    {"h200", CollectiveKind::reduce_scatter, 2, {5.25, 6.01, 6.17, 10.38, 31.39, 164.7, 1093}},
+    {"h200", CollectiveKind::reduce_scatter, 4, {7.09, 7.89, 8.04, 11.68, 38.77, 188.7, 1294}},
+    {"h200", CollectiveKind::reduce_scatter, 8, {10.44, 11.18, 13.35, 14.55, 44.72, 201.6, 1393}},
+    {"h200", CollectiveKind::all_to_all, 2, {6.66, 7.93, 13.09, 13.7, 29.28, 136.9, 898.3}},
+    {"h200", CollectiveKind::all_to_all, 4, {12.61, 7.54, 11.8, 14.55, 36.08, 181.3, 1202}},
+    {"h200", CollectiveKind::all_to_all, 8, {9.51, 7.32, 11.23, 16.17, 40.71, 214.5, 1480}},
+    {"b200", CollectiveKind::all_reduce, 2, {10.31, 11.02, 11.54, 14.48, 42.23, 148.9, 1018}},
+    {"b200", CollectiveKind::all_reduce, 4, {15.34, 16.52, 17.27, 19.3, 66.74, 185.4, 1281}},
+    {"b200", CollectiveKind::all_reduce, 8, {26.87, 27.15, 28.55, 30.73, 72.06, 277.7, 1353}},
+    {"b200", CollectiveKind::all_gather, 2, {8.73, 9.855, 10.15, 12.81, 31.07, 96.62, 622.5}},
+    {"b200", CollectiveKind::all_gather, 4, {11.25, 12.99, 16.27, 15.03, 51.86, 110.1, 716.7}},
+    {"b200", CollectiveKind::all_gather, 8, {17.52, 18.49, 18.79, 19.02, 45.16, 139.6, 766}},
+    {"b200", CollectiveKind::reduce_scatter, 2, {8.63, 9.75, 10.2, 12.17, 28.66, 100, 656.4}},
+    {"b200", CollectiveKind::reduce_scatter, 4, {12.29, 12.09, 12.95, 14.38, 48.86, 108.5, 730.6}},
+    {"b200", CollectiveKind::reduce_scatter, 8, {17.48, 17.36, 18.58, 19.81, 44.62, 139.1, 767.6}},
+    {"b200", CollectiveKind::all_to_all, 2, {9.15, 10.41, 13.92, 16.32, 29.43, 130.7, 834.3}},
+    {"b200", CollectiveKind::all_to_all, 4, {10.29, 10.78, 14.23, 17.18, 31.99, 128.4, 850.8}},
+    {"b200", CollectiveKind::all_to_all, 8, {11.46, 12.03, 13.89, 17.76, 34.34, 138.6, 859}},
 };
 
 TEST(PriceCollective, HeldOutSizesOfSingleNodes) {
-  for (const std::string system : {"a100", "h100", "h200", "b200"}) {
+  // Largest median and 90th percentile of the error that each may have.
+  const std::map<std::string, std::pair<double, double>> aims = {{"a100", {0.08, 0.18}},
+                                                                 {"h100", {0.06, 0.13}},
+                                                                 {"h200", {0.06, 0.15}},
+                                                                 {"b200", {0.07, 0.22}}};
+  for (const auto& [system, aim] : aims) {
     const Cluster c = cluster_named(system + "_node");
     Errors all;
     std::map<CollectiveKind, Errors> by_kind;
     for (const NcclRow& row : kNccl) {
       if (row.system != system) continue;
-      for (int i = 0; i < 5; ++i) {
-        const std::int64_t bytes = std::int64_t{2} << (20 + 2 * i);
-        const Price p = price_collective({row.kind, bytes, row.ranks, row.ranks}, c);
+      for (std::size_t i = 0; i < std::size(kNcclBytes); ++i) {
+        const Price p = price_collective({row.kind, kNcclBytes[i], row.ranks, row.ranks}, c);
         EXPECT_FALSE(p.extrapolated);
         all.add(us(p), row.us[i]);
         by_kind[row.kind].add(us(p), row.us[i]);
@@ -417,9 +423,10 @@ TEST(PriceCollective, HeldOutSizesOfSingleNodes) {
     SCOPED_TRACE(system);
     RecordProperty(system + "_median", std::to_string(all.quantile(0.5)));
     RecordProperty(system + "_p90", std::to_string(all.quantile(0.9)));
-    EXPECT_LT(all.quantile(0.5), 0.10);
-    EXPECT_LT(all.quantile(0.9), 0.25);
-    for (const auto& [kind, errors] : by_kind) EXPECT_LT(errors.quantile(0.5), 0.15) << int(kind);
+    EXPECT_LT(all.quantile(0.5), aim.first);
+    EXPECT_LT(all.quantile(0.9), aim.second);
+    EXPECT_LT(all.quantile(0.68), c.collectives.spread + 0.01);
+    for (const auto& [kind, errors] : by_kind) EXPECT_LT(errors.quantile(0.5), 0.13) << int(kind);
   }
 }
 
@@ -485,13 +492,22 @@ TEST(PriceCollective, OneGpuOnEachOfTwoNodes) {
   }
 }
 
-TEST(PriceCollective, GathersCostHalfAnAllReduceOnRings) {
+TEST(PriceCollective, GathersCostHalfAnAllReduceOnRingsAndTheCopyOfTheOwnBlock) {
+  // Beside half the transfers of an all-reduce, a gather copies a member's own block, 1/n of all:
+  // at 512 MiB two gathers took 1.287, 1.131 and 1.083 of an all-reduce on 2, 4 and 8 A100 (kNccl).
   const Cluster c = cluster_named("a100_node");  // no reduction in the switch
-  const std::int64_t bytes = std::int64_t{8} << 30;
-  const double reduce = us(price_collective({CollectiveKind::all_reduce, bytes, 8, 8}, c));
-  for (const auto kind : {CollectiveKind::all_gather, CollectiveKind::reduce_scatter}) {
-    EXPECT_NEAR(2 * us(price_collective({kind, bytes, 8, 8}, c)) / reduce, 1, 0.02);
+  std::vector<double> ratios;
+  for (const std::int64_t ranks : {2, 4, 8}) {
+    const std::int64_t bytes = std::int64_t{512} << 20;
+    const auto time = [&](CollectiveKind kind) {
+      return us(price_collective({kind, bytes, ranks, ranks}, c));
+    };
+    EXPECT_EQ(time(CollectiveKind::all_gather), time(CollectiveKind::reduce_scatter));
+    ratios.push_back(2 * time(CollectiveKind::all_gather) / time(CollectiveKind::all_reduce));
   }
+  EXPECT_GT(ratios[0], ratios[1]);
+  EXPECT_GT(ratios[1], ratios[2]);
+  EXPECT_NEAR(ratios[2], 1.083, 0.03);
 }
 
 TEST(PriceCollective, NothingToDoIsFree) {
