@@ -119,8 +119,9 @@ int explain_scenario(const Options& options) {
     write_file("-", to_yaml(scenario));
     return 0;
   }
-  write_file("-", explain(study_step(std::move(scenario),
-                                     {.all_ranks = options.all_ranks, .isolated = true})));
+  write_file("-", explain(study_step(std::move(scenario), {.all_ranks = options.all_ranks,
+                                                           .network = options.fidelity,
+                                                           .isolated = true})));
   return 0;
 }
 
@@ -128,7 +129,7 @@ int compare_scenarios(const Options& options) {
   std::vector<Report> reports;
   std::vector<std::string> names;
   for (const std::string& file : options.files) {
-    const Study study = study_step(read_scenario(file));
+    const Study study = study_step(read_scenario(file), {.network = options.fidelity});
     print_notes(options, study.scenario);
     reports.push_back(study.report);
     names.push_back(std::filesystem::path(file).stem().string());
@@ -262,12 +263,14 @@ int main_of(int argc, char** argv) {
       app.add_subcommand("explain", "resolved scenario, counts, memory, layout, Program, prices");
   scenario(explain_verb);
   all_ranks(explain_verb);
+  network(explain_verb);
   explain_verb->add_flag("--resolved", options.resolved, "only the resolved scenario");
 
   CLI::App* compare_verb = app.add_subcommand("compare", "scenarios side by side");
   compare_verb->add_option("scenarios", options.files, "two or more scenario files")
       ->required()
       ->expected(2, 16);
+  network(compare_verb);
   json(compare_verb);
   quiet(compare_verb);
 
