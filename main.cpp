@@ -176,6 +176,7 @@ int ask_about_network(Options& options) {
       if (options.collective == name_of(op)) question.operation = op;
     }
   }
+  question.flows = options.fidelity == Network::flows;
   const NetworkAnswer answer = ask_network(question);
   if (!options.json.empty()) write_file(options.json, to_json(answer));
   if (options.json != "-") write_file("-", to_terminal(answer));
@@ -301,6 +302,7 @@ int main_of(int argc, char** argv) {
           return parse_nccl_size(word) ? "" : "'" + word + "' is no size such as 8, 64K or 16G";
         });
   };
+  network(network_verb);
   about_table("--ranks", options.network.ranks, "GPUs that take part (default: a node)")
       ->check(CLI::Range(2, 1'000'000));
   about_table("--ranks-per-node", options.network.ranks_per_node, "default: as many as fit")

@@ -796,32 +796,16 @@ Profile read_device_profile(MapReader& reader, const Node& cluster_node, Cluster
   return profile;
 }
 
-/// Null where none is named, or it has problems. Its nodes must be the cluster's.
+/// Null where none is named, or it has problems.
 std::shared_ptr<const Fabric> read_clusters_fabric(MapReader& reader, const Node& cluster_node,
                                                    bool cluster_ok, Cluster& cluster,
                                                    const fs::path& directory, Problems& problems) {
   const Node document = read_scenarios_or_clusters(reader, cluster_node, "fabric", cluster.fabric,
                                                    directory, problems);
   if (!is_located(document)) return nullptr;
-  std::optional<Fabric> fabric = read_fabric(document, problems);
-  if (!fabric || !cluster_ok) return nullptr;
   const Node named = reader.has("fabric") ? reader.at("fabric")
                                           : cluster_node.find("fabric").value_or(cluster_node);
-  const auto nodes = static_cast<std::int64_t>(fabric->nodes());
-  if (nodes < cluster.nodes) {
-    problems.add(named, fmt::format("fabric '{}' is too small for cluster '{}': {} of {} nodes",
-                                    fabric->name(), cluster.name, nodes, cluster.nodes));
-    return nullptr;
-  }
-  for (std::size_t n = 0; n < static_cast<std::size_t>(cluster.nodes); ++n) {
-    const auto gpus = static_cast<std::int64_t>(fabric->gpus_of_node(n));
-    if (gpus == cluster.gpus_per_node) continue;
-    problems.add(named,
-                 fmt::format("fabric '{}' has {} GPUs in node {}, cluster '{}' has {} a node",
-                             fabric->name(), gpus, n, cluster.name, cluster.gpus_per_node));
-    return nullptr;
-  }
-  return std::make_shared<const Fabric>(*std::move(fabric));
+  return cluster_ok ? read_fabric_of(cluster, named, document, problems) : nullptr;
 }
 
 Scenario read(const Node& root, const std::string& file, const fs::path& directory,

@@ -9,6 +9,7 @@
 #include <filesystem>
 
 #include "reports/terminal.hpp"
+#include "sim/collective_flows.hpp"
 #include "sim/exchange.hpp"
 
 namespace orrery {
@@ -29,6 +30,7 @@ constexpr std::int64_t kMaxTokens = std::int64_t{1} << 24;
 struct Source {
   Cluster cluster;
   std::optional<Scenario> scenario;
+  std::shared_ptr<const Fabric> fabric;
 };
 
 Source read_source(const std::string& file) {
@@ -39,9 +41,17 @@ Source read_source(const std::string& file) {
   if (root.find("plan") || root.find("model")) {
     source.scenario = read_scenario(file);
     source.cluster = source.scenario->cluster;
+    source.fabric = source.scenario->fabric;
   } else {
     source.cluster = read_cluster(root, problems);
     problems.throw_if_any();
+    if (!source.cluster.fabric.empty()) {
+      const Node document = read_document(source.cluster.fabric, problems);
+      problems.throw_if_any();
+      source.fabric =
+          read_fabric_of(source.cluster, root.find("fabric").value_or(root), document, problems);
+      problems.throw_if_any();
+    }
   }
   return source;
 }
@@ -71,6 +81,16 @@ void place_ranks(NetworkQuestion& q, const Cluster& c) {
                            ? fmt::format(", of which {} are used", q.ranks_per_node)
                            : ""));
   }
+}
+
+/// The first GPUs of the first nodes.
+std::vector<GpuId> members_of(const NetworkQuestion& q, const Cluster& c) {
+  std::vector<GpuId> members;
+  for (std::int64_t rank = 0; rank < q.ranks; ++rank) {
+    members.emplace_back(static_cast<std::size_t>(rank / q.ranks_per_node * c.gpus_per_node +
+                                                  rank % q.ranks_per_node));
+  }
+  return members;
 }
 
 std::vector<std::int64_t> sizes_of(NetworkQuestion& q, std::int64_t min, std::int64_t max,
@@ -152,7 +172,7 @@ std::string node_of(const Cluster& c) {
                      c.gpus_per_node, c.gpus());
 }
 
-std::string links(const Cluster& c) {
+std::string links(const Cluster& c, const Fabric* fabric) {
   std::string out =
       fmt::format("{}\n{}{}\n\n", c.name, node_of(c), c.nvls ? ", NVSwitch reduces" : "");
   const auto source = [&](const std::string& text) {
@@ -183,7 +203,12 @@ std::string links(const Cluster& c) {
                        format_bytes(r.nic_pipeline_bytes));
   }
   source(r.source);
-  return out;
+  if (fabric == nullptr) return out + "\nno fabric: steps are simulated with formulas only\n";
+  const FabricCounts counts = fabric->counts();
+  return out +
+         fmt::format("\nfabric    {}: {} endpoints, {} switches, {} cables between them, {}\n",
+                     fabric->name(), counts.endpoints, counts.switches, counts.switch_cables,
+                     c.load_balancing == LoadBalancing::spray ? "packets sprayed" : "ECMP");
 }
 
 std::string exchange_table(const NetworkAnswer& a) {
@@ -323,11 +348,23 @@ std::optional<std::int64_t> parse_nccl_size(std::string_view text) {
   return *value << shift;
 }
 
-NetworkAnswer ask_network(NetworkQuestion question, const PriceOf& price_of) {
+NetworkAnswer ask_network(NetworkQuestion question, const PriceOf& formula) {
   const Source source = read_source(question.file);
   const Cluster& c = source.cluster;
   NetworkAnswer answer;
   answer.cluster = c;
+  answer.fabric = source.fabric;
+  if (question.flows && source.fabric == nullptr) {
+    reject(fmt::format("--network flows: '{}' names no fabric", c.name));
+  }
+  const auto price_of = [&](const Shape& shape, const Profile& profile, const Cluster& cluster) {
+    Price p = formula(shape, profile, cluster);
+    if (!question.flows) return p;
+    const std::vector<GpuId> members = members_of(question, cluster);
+    p.time_ps = time_as_flows(shape, members, p.time_ps, cluster, *source.fabric);
+    p.note += ", as flows on " + source.fabric->name();
+    return p;
+  };
   if (const NcclOp* op = std::get_if<NcclOp>(&question.operation)) {
     place_ranks(question, c);
     const auto sizes = sizes_of(question, 8, std::int64_t{16} << 30, kMaxBytes, "bytes");
@@ -392,7 +429,7 @@ NetworkAnswer ask_network(NetworkQuestion question, const PriceOf& price_of) {
 
 std::string to_terminal(const NetworkAnswer& a) {
   if (a.table) return format_nccl_table(*a.table, a.remarks);
-  return a.exchange ? exchange_table(a) : links(a.cluster);
+  return a.exchange ? exchange_table(a) : links(a.cluster, a.fabric.get());
 }
 
 std::string to_json(const NetworkAnswer& a) {

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <variant>
@@ -33,6 +34,7 @@ struct NetworkQuestion {
   std::optional<std::int64_t> min;  ///< bytes (8), or tokens a GPU of an exchange (128)
   std::optional<std::int64_t> max;  ///< 16 GiB, or 16384 tokens
   std::int64_t factor = 2;
+  bool flows = false;  ///< every transfer a flow on the cluster's fabric, not the formula's time
 };
 
 /// One size of a dispatch or combine. DeepEP's bandwidth counts the bytes of a token once for every
@@ -47,6 +49,7 @@ struct ExchangeRow {
 
 struct NetworkAnswer {
   Cluster cluster;
+  std::shared_ptr<const Fabric> fabric;    ///< null where the cluster names none
   NetworkQuestion question;                ///< with what was left out filled in
   std::optional<NcclTable> table;          ///< of a collective
   std::optional<ExpertExchange> exchange;  ///< shape of an exchange, tokens apart
@@ -58,8 +61,9 @@ struct NetworkAnswer {
 /// The time of a transfer as it runs on this cluster.
 using PriceOf = std::function<Price(const Shape&, const Profile&, const Cluster&)>;
 
-/// Reads the file and asks `price_of` (sim/price.hpp's formulas by default) for every size.
-/// InputError for what is not in the file, or does not fit on the cluster.
+/// Reads the file and asks `price_of` (sim/price.hpp's formulas by default) for every size. With
+/// flows it says what the transfers reach alone (sim/collective_flows.hpp). InputError for what is
+/// not in the file, or does not fit on the cluster.
 NetworkAnswer ask_network(NetworkQuestion question, const PriceOf& price_of = price);
 
 std::string to_terminal(const NetworkAnswer& answer);

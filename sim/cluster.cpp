@@ -174,6 +174,27 @@ std::string to_yaml(const CollectiveRates& r) {
 
 }  // namespace
 
+std::shared_ptr<const Fabric> read_fabric_of(const Cluster& cluster, const Node& named,
+                                             const Node& document, Problems& problems) {
+  std::optional<Fabric> fabric = read_fabric(document, problems);
+  if (!fabric) return nullptr;
+  const auto nodes = static_cast<std::int64_t>(fabric->nodes());
+  if (nodes < cluster.nodes) {
+    problems.add(named, fmt::format("fabric '{}' is too small for cluster '{}': {} of {} nodes",
+                                    fabric->name(), cluster.name, nodes, cluster.nodes));
+    return nullptr;
+  }
+  for (std::size_t n = 0; n < static_cast<std::size_t>(cluster.nodes); ++n) {
+    const auto gpus = static_cast<std::int64_t>(fabric->gpus_of_node(n));
+    if (gpus == cluster.gpus_per_node) continue;
+    problems.add(named,
+                 fmt::format("fabric '{}' has {} GPUs in node {}, cluster '{}' has {} a node",
+                             fabric->name(), gpus, n, cluster.name, cluster.gpus_per_node));
+    return nullptr;
+  }
+  return std::make_shared<const Fabric>(*std::move(fabric));
+}
+
 std::string to_yaml(const Cluster& cluster, const std::string& folder) {
   std::string out = fmt::format("name: {}\nnodes: {}\ngpus_per_node: {}\nprofile: {}\n",
                                 in_quotes(cluster.name), cluster.nodes, cluster.gpus_per_node,

@@ -3,9 +3,11 @@
 // for collectives need it. The fabric as a graph is sim/fabric.hpp.
 
 #include <cstdint>
+#include <memory>
 #include <string>
 
 #include "sim/config.hpp"
+#include "sim/fabric.hpp"
 
 namespace orrery {
 
@@ -100,8 +102,13 @@ struct Cluster {
 /// node.
 Cluster read_cluster(const Node& node, Problems& problems);
 
-/// Reads back as an equal Cluster from a file in `folder`, as seen from which profile and fabric are
-/// named.
+/// The fabric that `document` describes, whose nodes must be the cluster's: the first so many, with
+/// as many GPUs. Null if it has problems; those that concern both are put to `named`.
+std::shared_ptr<const Fabric> read_fabric_of(const Cluster& cluster, const Node& named,
+                                             const Node& document, Problems& problems);
+
+/// Reads back as an equal Cluster from a file in `folder`, as seen from which profile and fabric
+/// are named.
 std::string to_yaml(const Cluster& cluster, const std::string& folder);
 
 }  // namespace orrery

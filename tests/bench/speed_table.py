@@ -17,6 +17,8 @@ import sys
 import time
 
 SCENARIO = "scenarios/deepseek_v3_2048_h800.yaml"
+UNEVEN = "tests/bench/deepseek_v3_uneven.yaml"
+LARGE = "tests/bench/deepseek_v3_131072_h100.yaml"
 
 
 def run_process(arguments, repetitions):
@@ -75,6 +77,12 @@ def main():
     one, every = (lambda part: rows["representative/" + part]), (lambda p: rows["all_ranks/" + p])
     one_s, one_bytes = run_process([orrery, "run", SCENARIO], 15)
     every_s, every_bytes = run_process([orrery, "run", SCENARIO, "--all-ranks"], 2)
+    formula = ["--network", "formula"]
+    one_formula_s, _ = run_process([orrery, "run", SCENARIO] + formula, 15)
+    every_formula_s, _ = run_process([orrery, "run", SCENARIO, "--all-ranks"] + formula, 2)
+    one_uneven_s, _ = run_process([orrery, "run", UNEVEN], 5)
+    every_uneven_s, uneven_bytes = run_process([orrery, "run", UNEVEN, "--all-ranks"], 1)
+    large_s, large_bytes = run_process([orrery, "run", LARGE], 3)
 
     def row(name, left, right):
         print(f"| {name} | {left} | {right} |")
@@ -85,6 +93,12 @@ def main():
     row("**whole process, YAML to report**", f"**{time_text(one_s * 1e3)}**",
         f"**{time_text(every_s * 1e3)}**")
     row("memory of the process", f"{one_bytes / 1e6:.0f} MB", f"{every_bytes / 1e9:.1f} GB")
+    row("the same by formula, `--network formula`", time_text(one_formula_s * 1e3),
+        time_text(every_formula_s * 1e3))
+    row("the same with uneven experts", time_text(one_uneven_s * 1e3),
+        f"{time_text(every_uneven_s * 1e3)}, {uneven_bytes / 1e9:.1f} GB")
+    row("131,072 GPUs in a three-layer fat tree",
+        f"{time_text(large_s * 1e3)}, {large_bytes / 1e6:.0f} MB", "")
     row("Program and timeline", *(f"{r('sweep')['bytes/op']:.0f} bytes/op" for r in (one, every)))
     reading = time_text(rows["read_scenario"]["real_time"])
     row("read and check the scenario", reading, reading)
@@ -93,6 +107,10 @@ def main():
     row("sweep", rate_text(one("sweep")), rate_text(every("sweep")))
     row("summarise", rate_text(one("summarise")), rate_text(every("summarise")))
     row("event engine instead of the sweep", rate_text(one("simulate")), "")
+    row("loads of all links, and those that can limit", time_text(one("traffic_of")["real_time"]),
+        time_text(every("traffic_of")["real_time"]))
+    row("prices, loads and event engine with flows", rate_text(one("run_flows")),
+        rate_text(every("run_flows")))
     engine = one("simulate")["real_time"] / one("sweep")["real_time"]
     per_op = one("whole")["items_per_second"] / every("whole")["items_per_second"]
     print(f"\nThe event engine takes {engine:.0f} times as long as the sweep. Per operation, all "
