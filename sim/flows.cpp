@@ -63,12 +63,14 @@ FlowId FlowNetwork::start(Picoseconds at_ps, std::span<const LinkId> path, doubl
 }
 
 FlowId FlowNetwork::start(Picoseconds at_ps, std::span<const FlowHop> hops, double bytes,
-                          double limit_bytes_per_s, std::uint32_t weight) {
+                          double limit_bytes_per_s, std::uint32_t weight,
+                          std::uint32_t multiplicity) {
   ORRERY_CHECK(at_ps >= now_ps_, "a flow starts at {}, but it is {}", at_ps, now_ps_);
   Flow flow;
   flow.bytes_left = bytes;
   flow.limit_bytes_per_s = limit_bytes_per_s;
   flow.weight = weight;
+  flow.multiplicity = multiplicity;
   flow.hop_begin = static_cast<std::uint32_t>(hops_.size());
   Picoseconds latency_ps = 0;  // the transfers go on side by side: the longest way
   for (const FlowHop& hop : hops) {

@@ -97,8 +97,9 @@ class FlowNetwork {
 
   /// A bundle of transfers that keep pace with each other: it crosses all its links at once, each
   /// as much as its hop says, and competes with `weight` >= 1 (below 2^16) on all of them.
+  /// `multiplicity` such bundles.
   FlowId start(Picoseconds at_ps, std::span<const FlowHop> hops, double bytes,
-               double limit_bytes_per_s, std::uint32_t weight = 1);
+               double limit_bytes_per_s, std::uint32_t weight = 1, std::uint32_t multiplicity = 1);
 
   /// When something happens next if nothing else is started: a flow begins to share, or completes.
   /// Not the next completion: a flow still in its latency may delay that one.
