@@ -43,7 +43,8 @@
 //
 // Cost. A change recomputes the flows and links connected to it by shared links and no others; all
 // changes at one instant share one recomputation, O(hops + links log links + limited log limited)
-// of the component plus a logarithm per link whose level rose. Only the first completion of a
+// of the component plus a logarithm per link whose level rose; after completions that leave the
+// component whole, finding it and sorting its limits is saved. Only the first completion of a
 // component enters the queue of completions: whichever comes first changes the component anyway.
 
 #include <cstdint>
@@ -96,8 +97,9 @@ class FlowNetwork {
 
   /// A bundle of transfers that keep pace with each other: it crosses all its links at once, each
   /// as much as its hop says, and competes with `weight` >= 1 (below 2^16) on all of them.
+  /// `multiplicity` such bundles.
   FlowId start(Picoseconds at_ps, std::span<const FlowHop> hops, double bytes,
-               double limit_bytes_per_s, std::uint32_t weight = 1);
+               double limit_bytes_per_s, std::uint32_t weight = 1, std::uint32_t multiplicity = 1);
 
   /// When something happens next if nothing else is started: a flow begins to share, or completes.
   /// Not the next completion: a flow still in its latency may delay that one.
@@ -120,13 +122,11 @@ class FlowNetwork {
   std::uint64_t recomputations() const { return recomputations_; }
 
  private:
-  struct Flow {
+  struct Flow {                   // one cache line: share() goes through them in no order
     double bytes_left = 0;        // of each, at since_ps
     double rate_bytes_per_s = 0;  // from since_ps on
     Picoseconds since_ps = 0;
-    Picoseconds end_ps = 0;       // at this rate
-    std::uint64_t component = 0;  // stamp of the recomputation that found it; 0: not sharing
-    std::uint64_t fixed = 0;      // stamp of the recomputation that fixed its rate
+    Picoseconds end_ps = 0;  // at this rate
     double limit_bytes_per_s = 0;
     std::uint32_t hop_begin = 0;  // into hops_
     std::uint32_t hop_end = 0;
@@ -136,7 +136,6 @@ class FlowNetwork {
   };
   struct Hop {
     LinkId link;
-    std::uint32_t place = 0;  // in the link's list of hops, while the flow shares
     std::uint32_t units = 0;  // of 2^-24 bytes per byte
   };
   struct Place {
@@ -149,11 +148,20 @@ class FlowNetwork {
     std::vector<Place> places;  // of the flows that share it, in no particular order
     std::uint64_t load = 0;     // sum of their units x multiplicity x weight
     double held_back_s = 0;
-    // Only while its component is recomputed:
-    std::uint64_t component = 0;
+    std::uint64_t component = 0;  // stamp of the recomputation that found it
+    std::uint32_t group = kNoGroup;
+  };
+  struct Filling {  // of a link, while its component is recomputed
     double left_bytes_per_s = 0;
     std::uint64_t not_fixed = 0;
     std::uint64_t fixed_this_round = 0;
+  };
+  // The links that a recomputation found connected. Completions only ever take connections away:
+  // whoever finds that many links again has found them all, and need not look at the other flows.
+  struct Group {
+    std::uint32_t links = 0;  // that are loaded still
+    bool changed = false;     // since then a flow has begun that may lead elsewhere, or it split
+    std::vector<std::pair<double, FlowId>> limited;  // by limit over weight
   };
   struct FirstCompletions {  // of a component; stale once a later recomputation has found its flows
     Picoseconds at_ps = 0;
@@ -167,6 +175,8 @@ class FlowNetwork {
   };
   using Level = std::pair<double, LinkId>;  // rate over weight at which a link saturates
 
+  static constexpr std::uint32_t kNoGroup = 0xFFFFFFFF;
+
   static std::uint64_t load_of(const Flow& flow, const Hop& hop) {
     return std::uint64_t{hop.units} * flow.multiplicity * flow.weight;
   }
@@ -174,6 +184,9 @@ class FlowNetwork {
   bool stale(const FirstCompletions& first) const;
   void join(FlowId flow);
   void leave(FlowId flow);
+  void leave_group(SharedLink& link);
+  std::uint32_t new_group();
+  void make_group();
   void settle();
   void collect(LinkId seed);
   void share();
@@ -183,8 +196,14 @@ class FlowNetwork {
   void complete_due(std::vector<Completion>& done);
 
   IdVector<LinkId, SharedLink> links_;
+  IdVector<LinkId, Filling> filling_;
   IdVector<FlowId, Flow> flows_;
+  IdVector<FlowId, std::uint64_t> found_;  // stamp of the recomputation that looked at its links
+  IdVector<FlowId, std::uint64_t> fixed_;  // and of the one that fixed its rate; 0: not sharing
   std::vector<Hop> hops_;
+  std::vector<std::uint32_t> place_of_hop_;  // in the link's places, while the flow shares
+  std::vector<Group> groups_;
+  std::vector<std::uint32_t> free_groups_;
   Picoseconds now_ps_ = 0;
   std::size_t sharing_ = 0;  // flows that have a rate
   std::uint64_t recomputations_ = 0;
@@ -195,8 +214,9 @@ class FlowNetwork {
   std::vector<LinkId> changed_;                // links that a flow joined or left since settle()
 
   // Of the component that is recomputed; kept to reuse their memory.
+  std::uint32_t group_ = kNoGroup;
   std::vector<LinkId> component_links_;
-  std::vector<std::pair<double, FlowId>> limited_;
+  std::vector<LinkId> to_visit_;
   std::vector<Level> levels_;  // a heap, lowest first; a level may have risen since
   std::vector<LinkId> touched_;
   FirstCompletions first_;

@@ -233,7 +233,6 @@ RandomNetwork random_network() {
     flow.multiplicity = *inRange<std::uint32_t>(1, 4);
     flow.bundle = *rc::gen::arbitrary<bool>();
     if (!flow.bundle) continue;
-    flow.multiplicity = 1;
     flow.weight = *inRange<std::uint32_t>(1, 4);
     for (FlowHop& hop : flow.hops) hop.bytes_per_byte = *inRange(1, 12) / 8.0;
   }
@@ -242,7 +241,8 @@ RandomNetwork random_network() {
 
 FlowId start(FlowNetwork& network, const RandomFlow& flow) {
   if (flow.bundle) {
-    return network.start(flow.at_ps, flow.hops, flow.bytes, flow.limit_bytes_per_s, flow.weight);
+    return network.start(flow.at_ps, flow.hops, flow.bytes, flow.limit_bytes_per_s, flow.weight,
+                         flow.multiplicity);
   }
   Path path;
   for (const FlowHop& hop : flow.hops) path.push_back(hop.link);
