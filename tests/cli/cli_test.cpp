@@ -250,6 +250,13 @@ TEST_F(Cli, ValidateFailsOnlyWhereAskedTo) {
 
 TEST_F(Cli, NetworkPrintsLinksAndTables) {
   EXPECT_TRUE(contains(orrery({"network", kNode}).out, "nvlink    367 GB/s"));
+  // On a non-blocking fabric a collective alone takes as flows what the formula says.
+  const std::vector<std::string> exchange = {"network", kV3,  "--collective", "dispatch",
+                                             "--ranks", "64", "--max",        "512"};
+  std::vector<std::string> as_flows = exchange;
+  as_flows.insert(as_flows.end(), {"--network", "flows"});
+  EXPECT_EQ(orrery(as_flows).status, 0);
+  EXPECT_EQ(orrery(as_flows).out, orrery(exchange).out);
   const Result table = orrery({"network", kNode, "--collective", "all_gather", "--ranks", "4",
                                "--min", "1K", "--max", "1G", "--factor", "4"});
   EXPECT_EQ(table.status, 0) << table.err;
