@@ -11,22 +11,15 @@
 #include <vector>
 
 #include "sim/collective_flows.hpp"
+#include "tests/sim/networks_for_tests.hpp"
 
 namespace orrery {
 namespace {
 
-template <class Read>
-auto from_file(const std::string& path, Read read) {
-  Problems problems;
-  auto value = read(read_document(ORRERY_SOURCE_DIR "/scenarios/" + path, problems), problems);
-  problems.throw_if_any();
-  return value;
-}
-
 void run(benchmark::State& state, const std::string& machine, const std::string& fabric_name,
          const Shape& shape, std::size_t gpus, std::size_t step, Picoseconds price_ps) {
-  const Cluster cluster = from_file("clusters/" + machine + ".yaml", read_cluster);
-  const Fabric fabric = std::move(*from_file("fabrics/" + fabric_name + ".yaml", read_fabric));
+  const Cluster cluster = test::cluster_named(machine);
+  const Fabric fabric = test::fabric_named(fabric_name);
   std::vector<GpuId> members;
   for (std::size_t node = 0; 8 * node < gpus; ++node) {
     for (std::size_t i = 0; i < 8; ++i) members.emplace_back(8 * step * node + i);

@@ -12,20 +12,14 @@
 
 #include "calibrate/read_nccl.hpp"
 #include "sim/price.hpp"
+#include "tests/sim/networks_for_tests.hpp"
 
 namespace orrery {
 namespace {
 
-using Outcome = FittedQuantity::Outcome;
+using test::cluster_named;
 
-Cluster cluster_named(const std::string& name) {
-  Problems problems;
-  const Node node =
-      read_document(ORRERY_SOURCE_DIR "/scenarios/clusters/" + name + ".yaml", problems);
-  Cluster cluster = read_cluster(node, problems);
-  problems.throw_if_any();
-  return cluster;
-}
+using Outcome = FittedQuantity::Outcome;
 
 /// What a cluster with these very rates would print, times `noise` (log-normal).
 NcclTable table_of(const Cluster& c, NcclOp op, std::int64_t ranks, std::int64_t per_node,

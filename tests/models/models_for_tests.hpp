@@ -21,6 +21,16 @@ inline Model shipped(const std::string& name) {
   return model;
 }
 
+/// DeepSeek-V3's experts (arXiv 2412.19437, 2.1.2 and 4.2).
+inline Moe v3_moe() {
+  return {.routed_experts = 256,
+          .top_k = 8,
+          .groups = 8,
+          .group_limit = 4,
+          .sigmoid_scores = true,
+          .router_bias = true};
+}
+
 struct Reading {
   Model model;
   std::vector<Problem> problems;

@@ -10,19 +10,10 @@
 #include <numeric>
 #include <set>
 #include <vector>
+#include "tests/models/models_for_tests.hpp"
 
 namespace orrery {
 namespace {
-
-/// DeepSeek-V3's (arXiv 2412.19437, 2.1.2 and 4.2).
-Moe v3_moe() {
-  return {.routed_experts = 256,
-          .top_k = 8,
-          .groups = 8,
-          .group_limit = 4,
-          .sigmoid_scores = true,
-          .router_bias = true};
-}
 
 /// The 1B model of arXiv 2408.15664, table 5: 64 routed experts, 6 of them chosen, no groups.
 Moe paper_moe() {

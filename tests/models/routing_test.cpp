@@ -11,18 +11,10 @@
 #include <numeric>
 
 #include "models/stragglers.hpp"
+#include "tests/models/models_for_tests.hpp"
 
 namespace orrery {
 namespace {
-
-Moe v3_moe() {
-  return {.routed_experts = 256,
-          .top_k = 8,
-          .groups = 8,
-          .group_limit = 4,
-          .sigmoid_scores = true,
-          .router_bias = true};
-}
 
 /// V3's: 64 GPUs of 8 a node with 4096 tokens each, two groups.
 ExpertGroupShape v3_groups() {

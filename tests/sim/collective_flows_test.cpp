@@ -14,53 +14,20 @@
 
 #include "sim/timeline.hpp"
 #include "sim/traffic.hpp"
+#include "tests/sim/networks_for_tests.hpp"
 
 namespace orrery {
 namespace {
 
-template <class Read>
-auto from_file(const std::string& path, Read read) {
-  Problems problems;
-  auto value = read(read_document(ORRERY_SOURCE_DIR "/scenarios/" + path, problems), problems);
-  problems.throw_if_any();
-  return value;
-}
+using test::cluster_named;
+using test::cluster_of;
+using test::fabric_named;
+using test::fabric_of;
+using test::from_file;
 
-Cluster cluster_named(const std::string& name) {
-  return from_file("clusters/" + name + ".yaml", read_cluster);
-}
-
-Fabric fabric_named(const std::string& name) {
-  return std::move(*from_file("fabrics/" + name + ".yaml", read_fabric));
-}
-
-Fabric fabric_of(const std::string& text) {
-  Problems problems;
-  auto fabric = read_fabric(read_document_text(text, "fabric.yaml", problems), problems);
-  problems.throw_if_any();
-  return std::move(*fabric);
-}
-
-/// Leaves that all NICs share; NVLink 100 GB/s, PCIe 60, NICs and cables between switches 10.
+/// All NICs share the leaves.
 std::string two_layers(int nodes, int gpus, int ports, const std::string& more = "") {
-  return fmt::format(
-      "name: f\ntopology: two_layer\nnodes: {}\ngpus_per_node: {}\nswitch_ports: {}\n"
-      "rail_optimised: false\n"
-      "pcie: {{capacity: 60 GB/s, latency: 1 ns, source: here}}\n"
-      "nic: {{capacity: 10 GB/s, latency: 1 ns, source: here}}\n"
-      "leaf_spine: {{capacity: 10 GB/s, latency: 1 ns, source: here}}\n{}{}",
-      nodes, gpus, ports,
-      gpus > 1 ? "nvlink: {capacity: 100 GB/s, latency: 1 ns, source: here}\n" : "", more);
-}
-
-/// All links achieve their nominal rates, and nothing else costs time.
-Cluster cluster_of(std::int64_t nodes, std::int64_t gpus) {
-  Cluster c;
-  c.nodes = nodes;
-  c.gpus_per_node = gpus;
-  c.nvlink.bandwidth_bytes_per_s = c.nvlink_peak_bytes_per_s = 100e9;
-  c.nic.bandwidth_bytes_per_s = c.nic_peak_bytes_per_s = 10e9;
-  return c;
+  return test::two_layers(nodes, gpus, ports, "rail_optimised: false\n" + more);
 }
 
 std::vector<GpuId> every(std::size_t step, std::size_t count) {

@@ -8,17 +8,12 @@
 #include <string>
 #include <vector>
 
+#include "tests/sim/networks_for_tests.hpp"
+
 namespace orrery {
 namespace {
 
-Cluster cluster_named(const std::string& name) {
-  Problems problems;
-  const Node node =
-      read_document(ORRERY_SOURCE_DIR "/scenarios/clusters/" + name + ".yaml", problems);
-  Cluster cluster = read_cluster(node, problems);
-  problems.throw_if_any();
-  return cluster;
-}
+using test::cluster_named;
 
 Profile hopper() {
   Problems problems;

@@ -2,45 +2,20 @@
 
 #include "sim/traffic.hpp"
 
-#include <fmt/core.h>
 #include <gtest/gtest.h>
 
 #include <array>
 #include <string>
 
 #include "sim/timeline.hpp"
+#include "tests/sim/networks_for_tests.hpp"
 
 namespace orrery {
 namespace {
 
-Fabric fabric_of(const std::string& text) {
-  Problems problems;
-  auto fabric = read_fabric(read_document_text(text, "fabric.yaml", problems), problems);
-  problems.throw_if_any();
-  return std::move(*fabric);
-}
-
-/// NVLink 100 GB/s, PCIe 60, NICs and switches 10; nothing takes time to arrive.
-std::string two_layers(int nodes, int gpus, int ports, const std::string& more = "") {
-  return fmt::format(
-      "name: f\ntopology: two_layer\nnodes: {}\ngpus_per_node: {}\nswitch_ports: {}\n"
-      "pcie: {{capacity: 60 GB/s, latency: 1 ns, source: here}}\n"
-      "nic: {{capacity: 10 GB/s, latency: 1 ns, source: here}}\n"
-      "leaf_spine: {{capacity: 10 GB/s, latency: 1 ns, source: here}}\n{}{}",
-      nodes, gpus, ports,
-      gpus > 1 ? "nvlink: {capacity: 100 GB/s, latency: 1 ns, source: here}\n" : "", more);
-}
-
-/// All links achieve their nominal rates.
-Cluster cluster_of(std::int64_t nodes, std::int64_t gpus) {
-  Cluster c;
-
-  c.nodes = nodes;
-  c.gpus_per_node = gpus;
-  c.nvlink.bandwidth_bytes_per_s = c.nvlink_peak_bytes_per_s = 100e9;
-  c.nic.bandwidth_bytes_per_s = c.nic_peak_bytes_per_s = 10e9;
-  return c;
-}
+using test::cluster_of;
+using test::fabric_of;
+using test::two_layers;
 
 /// A Program whose prices are stated.
 struct Steps {
