@@ -40,7 +40,7 @@ struct Options {
   std::string trace;
   std::vector<std::uint32_t> trace_ranks;
   bool all_ranks = false;
-  Engine engine = Engine::sweep;
+  std::optional<Engine> engine;
   std::optional<Network> fidelity;  ///< of the network; none: what there is
   bool timing = false;
   bool resolved = false;
@@ -82,11 +82,15 @@ int run(const Options& options) {
   if (options.json == "-" && options.trace == "-") {
     reject("--json and --trace cannot both go to standard output");
   }
+  Scenario scenario = read_scenario(options.files[0]);
+  if (options.engine == Engine::sweep && network_of(scenario, options.fidelity) == Network::flows) {
+    reject("--engine sweep knows no flows", "add --network formula, or leave --engine out");
+  }
   const Study study =
-      study_step(read_scenario(options.files[0]), {.all_ranks = options.all_ranks,
-                                                   .network = options.fidelity,
-                                                   .engine = options.engine,
-                                                   .isolated = !options.json.empty()});
+      study_step(std::move(scenario), {.all_ranks = options.all_ranks,
+                                       .network = options.fidelity,
+                                       .engine = options.engine.value_or(Engine::sweep),
+                                       .isolated = !options.json.empty()});
   print_notes(options, study.scenario);
   if (!options.trace.empty()) {
     std::vector<std::uint32_t> ranks = options.trace_ranks;
@@ -256,7 +260,7 @@ int main_of(int argc, char** argv) {
           [&](const std::string& word) {
             options.engine = word == "events" ? Engine::events : Engine::sweep;
           },
-          "how to simulate (default: sweep)")
+          "how to simulate without flows (default: sweep)")
       ->check(CLI::IsMember({"sweep", "events"}));
   run_verb->add_flag("--timing", options.timing, "also say how long the simulation took");
 

@@ -115,9 +115,25 @@ TEST_F(Cli, QuietSaysNothingWhereAFileIsWritten) {
 }
 
 TEST_F(Cli, BothEnginesGiveTheSameFingerprint) {
-  const json sweep = json::parse(orrery({"run", kV3, "--json", "-"}).out);
-  const json events = json::parse(orrery({"run", kV3, "--json", "-", "--engine", "events"}).out);
-  EXPECT_EQ(sweep.at("fingerprint"), events.at("fingerprint"));
+  const auto run = [&](const std::string& engine) {
+    return json::parse(
+        orrery({"run", kV3, "--json", "-", "--network", "formula", "--engine", engine}).out);
+  };
+  const json sweep = run("sweep");
+  EXPECT_EQ(sweep.at("fingerprint"), run("events").at("fingerprint"));
+  EXPECT_EQ(sweep.at("network").at("fidelity"), "formula");
+}
+
+TEST_F(Cli, SaysWhichNetworkItSimulated) {
+  const Result flows = orrery({"run", kV3});
+  EXPECT_TRUE(contains(flows.out, "Network, as flows")) << flows.out;
+  EXPECT_TRUE(contains(flows.out, "eight planes of a two-layer fat tree")) << flows.out;
+  EXPECT_TRUE(contains(orrery({"run", kV3, "--network", "formula"}).out, "Network, by formula"));
+  const json j = json::parse(orrery({"run", kV3, "--json", "-"}).out).at("network");
+  EXPECT_EQ(j.at("fidelity"), "flows");
+  EXPECT_EQ(j.at("tiers").size(), 4u);  // NVLink, PCIe, NIC, leaf-spine
+  EXPECT_EQ(orrery({"run", kV3, "--engine", "sweep"}).status, 2);
+  EXPECT_EQ(orrery({"run", kV3, "--network", "pigeons"}).status, 2);
 }
 
 TEST_F(Cli, TraceOfChosenRanks) {
