@@ -99,7 +99,8 @@ struct Cluster {
 };
 
 /// Reads scenarios/clusters/*.yaml. Every rate must cite its source; `nic` may be absent with one
-/// node.
+/// node. Of the network: `fabric` (a file), `load_balancing` (spray | ecmp), `ecmp_flows`, and `lanes`
+/// ({expert, tensor, pipeline, data, storage}: whole numbers).
 Cluster read_cluster(const Node& node, Problems& problems);
 
 /// The fabric that `document` describes, whose nodes must be the cluster's: the first so many, with
