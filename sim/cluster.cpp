@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <string_view>
 
@@ -173,6 +174,21 @@ std::string to_yaml(const CollectiveRates& r) {
 }
 
 }  // namespace
+
+double achieved_bytes_per_s(const FabricLink& link, const Cluster& cluster) {
+  return link.capacity_bytes_per_s *
+         (link.tier == LinkTier::nvlink ? cluster.nvlink_efficiency() : cluster.nic_efficiency());
+}
+
+bool is_own(LinkTier tier) {
+  return tier == LinkTier::nvlink || tier == LinkTier::pcie || tier == LinkTier::nic;
+}
+
+double impairment(const FabricLink& link, const Cluster& cluster) {
+  const double nominal = link.tier == LinkTier::nvlink ? cluster.nvlink_peak_bytes_per_s
+                                                       : cluster.nic_peak_bytes_per_s;
+  return std::max(1.0, nominal / link.capacity_bytes_per_s);
+}
 
 std::shared_ptr<const Fabric> read_fabric_of(const Cluster& cluster, const Node& named,
                                              const Node& document, Problems& problems) {

@@ -98,8 +98,19 @@ struct Cluster {
   friend bool operator==(const Cluster&, const Cluster&) = default;
 };
 
+/// What a link of the cluster's fabric achieves, one direction.
+double achieved_bytes_per_s(const FabricLink& link, const Cluster& cluster);
+
+/// A GPU's own link: NVLink, or on its way to its leaf. What these achieve is in the prices.
+bool is_own(LinkTier tier);
+
+/// By how much a GPU's own link is slower than the cluster's are said to be, 1 or more: what is
+/// impaired, no price knows.
+double impairment(const FabricLink& link, const Cluster& cluster);
+
 /// Reads scenarios/clusters/*.yaml. Every rate must cite its source; `nic` may be absent with one
-/// node. Of the network: `fabric` (a file), `load_balancing` (spray | ecmp), `ecmp_flows`, and `lanes`
+/// node. Of the network: `fabric` (a file), `load_balancing` (spray | ecmp), `ecmp_flows`, and
+/// `lanes`
 /// ({expert, tensor, pipeline, data, storage}: whole numbers).
 Cluster read_cluster(const Node& node, Problems& problems);
 

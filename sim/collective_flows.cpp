@@ -2,9 +2,7 @@
 
 #include <algorithm>
 #include <map>
-#include <optional>
 #include <utility>
-#include <variant>
 
 #include "sim/check.hpp"
 #include "sim/flows.hpp"
@@ -15,15 +13,6 @@ namespace {
 /// A link that flows at their own limits ask for more than this share too much of is one that can
 /// limit. Shares of sprayed paths are kept to 2^-24, so sums that should be 1 are not quite.
 constexpr double kRounding = 1e-6;
-
-std::optional<Communication> moves_of(const Shape& shape, const Cluster& cluster) {
-  if (const auto* e = std::get_if<ExpertExchange>(&shape.work)) return communication_of(*e);
-  if (const auto* s = std::get_if<Send>(&shape.work)) return communication_of(*s);
-  if (const auto* c = std::get_if<Collective>(&shape.work)) {
-    if (c->ranks > 1) return communication_of(*c, cluster);
-  }
-  return std::nullopt;
-}
 
 /// Calls use(label, links and their shares of the bytes) for each way that a transfer takes at
 /// once.
@@ -47,29 +36,17 @@ void for_each_way(const Transfer& transfer, const Cluster& cluster, const Fabric
 /// What a link gives all flows together.
 double capacity_of(const FabricLink& link, const Communication& priced, double price_s,
                    const Cluster& cluster) {
-  const bool nvlink = link.tier == LinkTier::nvlink;
-  const double achieved =
-      link.capacity_bytes_per_s * (nvlink ? cluster.nvlink_efficiency() : cluster.nic_efficiency());
-  const bool own = nvlink || link.tier == LinkTier::pcie || link.tier == LinkTier::nic;
-  if (!own) return achieved;
-  const double peak = nvlink ? cluster.nvlink_peak_bytes_per_s : cluster.nic_peak_bytes_per_s;
-  const double slower = peak > 0 ? std::min(1.0, link.capacity_bytes_per_s / peak) : 1;
-  return std::max(achieved, (nvlink ? priced.near_bytes : priced.far_bytes) / price_s * slower);
+  const double achieved = achieved_bytes_per_s(link, cluster);
+  if (!is_own(link.tier)) return achieved;
+  const double bytes = link.tier == LinkTier::nvlink ? priced.near_bytes : priced.far_bytes;
+  return std::max(achieved, bytes / price_s / impairment(link, cluster));
 }
 
 }  // namespace
 
 std::vector<Transfer> transfers_of(const Communication& moves, std::span<const GpuId> members,
                                    const Fabric& fabric) {
-  std::vector<std::vector<GpuId>> nodes;
-  std::int32_t node = -1;
-  for (const GpuId gpu : members) {
-    const std::int32_t its = fabric.vertices()[fabric.vertex(gpu)].node;
-    if (nodes.empty() || its != node) nodes.emplace_back();
-    node = its;
-    nodes.back().push_back(gpu);
-  }
-  const UnitTransfers unit = unit_transfers(moves.pattern, nodes);
+  const UnitTransfers unit = unit_transfers(moves.pattern, by_node(members, fabric));
   std::vector<Transfer> transfers;
   const auto add = [&](const std::vector<Transfer>& units, double bytes) {
     for (const Transfer& t : units) {
@@ -133,7 +110,7 @@ Picoseconds time_as_flows(std::span<const Transfer> transfers, const Communicati
 
 Picoseconds time_as_flows(const Shape& shape, std::span<const GpuId> members, Picoseconds price_ps,
                           const Cluster& cluster, const Fabric& fabric) {
-  const auto moves = moves_of(shape, cluster);
+  const auto moves = communication_of(shape, cluster);
   if (!moves || moves->near_bytes + moves->far_bytes == 0) return price_ps;
   return time_as_flows(transfers_of(*moves, members, fabric), *moves, price_ps, cluster, fabric);
 }

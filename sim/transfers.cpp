@@ -97,6 +97,18 @@ std::string_view name_of(CommunicationPattern pattern) {
   return "?";
 }
 
+std::vector<std::vector<GpuId>> by_node(std::span<const GpuId> members, const Fabric& fabric) {
+  std::vector<std::vector<GpuId>> nodes;
+  std::int32_t node = -1;
+  for (const GpuId gpu : members) {
+    const std::int32_t its = fabric.vertices()[fabric.vertex(gpu)].node;
+    if (nodes.empty() || its != node) nodes.emplace_back();
+    node = its;
+    nodes.back().push_back(gpu);
+  }
+  return nodes;
+}
+
 UnitTransfers unit_transfers(CommunicationPattern pattern, Nodes nodes) {
   for (const auto& node : nodes) ORRERY_CHECK(!node.empty(), "a node without members");
   UnitTransfers unit;

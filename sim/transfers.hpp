@@ -33,6 +33,9 @@ struct UnitTransfers {
   std::vector<Transfer> far;
 };
 
+/// The members of a group by node; those of one node adjoin.
+std::vector<std::vector<GpuId>> by_node(std::span<const GpuId> members, const Fabric& fabric);
+
 /// Transfers among the GPUs of a group, node by node (`nodes[n]` are its members on one node, in
 /// the order of their rails). Nodes may hold different numbers of members: then the last member of
 /// a smaller node stands in for those that it lacks.
