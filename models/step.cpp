@@ -217,6 +217,21 @@ class StepBuilder {
     return op.shape;
   }
 
+  /// What each GPU of a group gets, for the links of an exchange whose shape only says what the
+  /// busiest gets. A representative stands for the busiest: then that is all there is to say.
+  void add_member_loads(OpId op, const OpTag& tag, const std::vector<std::int64_t>& members) {
+    if (replicas_.count == 1) return;
+    const std::vector<GroupLoad>& loads = loads_at(tag.layer, tag.micro_batch);
+    member_loads_.clear();
+    bool even = true;
+    for (const std::int64_t slot : members) {
+      const LoadLevel level = rows_of(loads, slot);
+      even &= level == kLoadLevels;
+      member_loads_.push_back(static_cast<std::uint32_t>(std::lround(1000 * load_of(level))));
+    }
+    if (!even) builder_.member_loads(op, member_loads_);
+  }
+
   /// Most rows that a slot keeps in any layer of a stage and any micro-batch.
   LoadLevel most_rows(int stage, int position, std::int64_t slot) {
     LoadLevel most = kLoadLevels;
@@ -317,7 +332,9 @@ class StepBuilder {
             collect_predecessors(cell, op, slot, input);
           }
           drop_duplicates(predecessors_);
-          builder_.add(op.kind, shape_of(op, tag, members.front()), tag, streams_, predecessors_);
+          const OpId added = builder_.add(op.kind, shape_of(op, tag, members.front()), tag,
+                                          streams_, predecessors_);
+          if (op.sized_by == SizedBy::expert_exchange) add_member_loads(added, tag, members);
         }
       } else {
         for (std::int64_t slot = 0; slot < replicas; ++slot) {
@@ -779,6 +796,7 @@ class StepBuilder {
   std::vector<std::uint32_t> base_;
   std::vector<StreamId> streams_;
   std::vector<OpId> predecessors_;
+  std::vector<std::uint32_t> member_loads_;
 };
 
 }  // namespace

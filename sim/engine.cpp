@@ -40,7 +40,7 @@ class Flows {
     flows_.resize(traffic->patterns());
     std::vector<char> known(flows_.size(), 0);
     for (const auto& [op, pattern] : traffic->ops) {
-      if (known[pattern.value] != 0) continue;
+      if (known[pattern.value] != 0 || traffic->by_member.count(pattern) != 0) continue;
       known[pattern.value] = 1;
       flows_[pattern] = traffic->flow_of(pattern, duration_ps[op]);
     }
@@ -51,7 +51,9 @@ class Flows {
     if (traffic_ == nullptr || program_.kind(op) == OpKind::compute) return false;
     const PatternId pattern = traffic_->pattern_of(op);
     if (pattern == kNoPattern) return false;
-    const Traffic::Flow& flow = flows_[pattern];
+    const auto member_loads = program_.member_loads(op);
+    if (!member_loads.empty()) of_op_ = traffic_->flow_of(pattern, price_ps, member_loads);
+    const Traffic::Flow& flow = member_loads.empty() ? flows_[pattern] : of_op_;
     if (flow.limit == 0) return false;
     network_.start(now, flow.hops, flow.limit * seconds(price_ps), flow.limit,
                    traffic_->weights[pattern]);
@@ -78,7 +80,8 @@ class Flows {
   const Program& program_;
   const Traffic* traffic_;
   FlowNetwork network_;
-  IdVector<PatternId, Traffic::Flow> flows_;
+  IdVector<PatternId, Traffic::Flow> flows_;  // of ops without member loads
+  Traffic::Flow of_op_;
   IdVector<FlowId, OpId> op_of_;
 };
 

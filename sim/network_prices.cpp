@@ -32,6 +32,7 @@ struct ExchangeBytes {
   double nic = 0;
   double nodes = 0;  ///< distinct, per token, own included
   double gpus = 0;
+  MostOverMean most;
 };
 
 ExchangeBytes bytes_of_exchange(const ExpertExchange& e) {
@@ -51,15 +52,12 @@ ExchangeBytes bytes_of_exchange(const ExpertExchange& e) {
   // sent at most every token of the group. A node's NICs share its tokens evenly: each comes in at
   // the GPU with the place of its sender. What the SMs do, of which most is reading, sending and
   // forwarding a GPU's own tokens, stays even: how much of it is receiving is not published.
-  const auto over_mean = [&](std::int64_t per_mille, double reached, double members) {
-    return std::min(static_cast<double>(per_mille) / 1000, members / reached);
+  b.most = {.gpu = static_cast<double>(e.ep) / b.gpus, .node = nodes / b.nodes};
+  const auto over_mean = [&](std::int64_t per_mille, double most) {
+    return std::min(static_cast<double>(per_mille) / 1000, most);
   };
-  if (e.busiest_gpu_per_mille != 1000) {
-    b.nvlink *= over_mean(e.busiest_gpu_per_mille, b.gpus, static_cast<double>(e.ep));
-  }
-  if (e.busiest_node_per_mille != 1000) {
-    b.nic *= over_mean(e.busiest_node_per_mille, b.nodes, nodes);
-  }
+  if (e.busiest_gpu_per_mille != 1000) b.nvlink *= over_mean(e.busiest_gpu_per_mille, b.most.gpu);
+  if (e.busiest_node_per_mille != 1000) b.nic *= over_mean(e.busiest_node_per_mille, b.most.node);
   return b;
 }
 
@@ -441,6 +439,10 @@ Price price_storage_write(const StorageWrite& write) {
                                   static_cast<double>(write.bytes_per_s)),
           .source = PriceSource::derived,
           .note = "the rate that the plan states"};
+}
+
+MostOverMean most_over_mean(const ExpertExchange& exchange) {
+  return bytes_of_exchange(exchange).most;
 }
 
 Communication communication_of(const ExpertExchange& exchange) {

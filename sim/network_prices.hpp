@@ -44,6 +44,12 @@ Communication communication_of(const ExpertExchange& exchange);
 Communication communication_of(const Collective& collective, const Cluster& cluster);
 Communication communication_of(const Send& send);
 Communication communication_of(const StorageWrite& write);
+/// What a GPU and a node of the group can be sent at most, over the mean: every token once.
+struct MostOverMean {
+  double gpu = 1;
+  double node = 1;
+};
+MostOverMean most_over_mean(const ExpertExchange& exchange);
 /// Nullopt for shapes that move nothing between GPUs.
 std::optional<Communication> communication_of(const Shape& shape, const Cluster& cluster);
 

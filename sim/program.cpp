@@ -275,7 +275,16 @@ std::size_t Program::memory_bytes() const {
          bytes_of_array(stream_begin_) + bytes_of_array(streams_) +
          bytes_of_array(predecessor_begin_) + bytes_of_array(predecessors_) +
          bytes_of_array(shapes_) + bytes_of_array(cells_) + bytes_of_array(memory_effects_) +
-         bytes_of_array(multiplicity_) + bytes_of_array(slowdown_);
+         bytes_of_array(multiplicity_) + bytes_of_array(slowdown_) + bytes_of_array(load_rows_) +
+         bytes_of_array(member_loads_);
+}
+
+std::span<const std::uint32_t> Program::member_loads(OpId op) const {
+  if (load_rows_.empty()) return {};
+  const auto row = std::lower_bound(load_rows_.begin(), load_rows_.end(), op,
+                                    [](const LoadRow& r, OpId wanted) { return r.op < wanted; });
+  if (row == load_rows_.end() || row->op != op) return {};
+  return {member_loads_.data() + row->begin, streams_of(op).size()};
 }
 
 ProgramBuilder::ProgramBuilder(std::vector<std::int64_t> multiplicity) {
@@ -290,6 +299,11 @@ void ProgramBuilder::set_slowdown(std::vector<double> slowdown) {
                slowdown.size(), program_.ranks_);
   for (const double factor : slowdown) ORRERY_CHECK(factor > 0, "slowdown {}", factor);
   program_.slowdown_ = std::move(slowdown);
+}
+
+void ProgramBuilder::member_loads(OpId op, std::span<const std::uint32_t> per_mille) {
+  program_.load_rows_.push_back({op, static_cast<std::uint32_t>(program_.member_loads_.size())});
+  program_.member_loads_.insert(program_.member_loads_.end(), per_mille.begin(), per_mille.end());
 }
 
 void ProgramBuilder::reserve(std::size_t ops, std::size_t predecessors) {
@@ -387,6 +401,9 @@ bool ProgramBuilder::check() {
     ordered &= last == kNone || last < op.value;
     last = op.value;
   });
+  for (const auto& row : program_.load_rows_) {
+    ORRERY_CHECK(row.op.value < size(), "member loads of op {} of {}", row.op.value, size());
+  }
   for (const MemoryEffect& effect : program_.memory_effects_) {
     ORRERY_CHECK(effect.op.value < size() && effect.rank.value < program_.ranks_,
                  "memory effect of op {} of {} on rank {} of {}", effect.op.value, size(),
@@ -590,6 +607,7 @@ void ProgramBuilder::renumber(const std::vector<OpId>& order) {
   for (OpId& predecessor : program_.predecessors_) predecessor = new_id[predecessor];
 
   for (MemoryEffect& effect : program_.memory_effects_) effect.op = new_id[effect.op];
+  for (auto& row : program_.load_rows_) row.op = new_id[row.op];
   for (Cell& cell : program_.cells_) {
     // Contiguous as a whole, but its ops may have changed places among themselves.
     const std::uint32_t length = cell.last.value - cell.first.value;
@@ -602,6 +620,22 @@ void ProgramBuilder::renumber(const std::vector<OpId>& order) {
             [](const Cell& a, const Cell& b) { return a.first < b.first; });
 }
 
+/// Rows were added one after the other, so each ends where the next one begins. Streams must be
+/// final.
+void ProgramBuilder::sort_member_loads() {
+  auto& rows = program_.load_rows_;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const std::size_t end = i + 1 < rows.size() ? rows[i + 1].begin : program_.member_loads_.size();
+    ORRERY_CHECK(end - rows[i].begin == program_.streams_of(rows[i].op).size(),
+                 "{} loads of op {} on {} streams", end - rows[i].begin, rows[i].op.value,
+                 program_.streams_of(rows[i].op).size());
+  }
+  std::sort(rows.begin(), rows.end(), [](const auto& a, const auto& b) { return a.op < b.op; });
+  for (std::size_t i = 1; i < rows.size(); ++i) {
+    ORRERY_CHECK(rows[i - 1].op < rows[i].op, "op {} has loads twice", rows[i].op.value);
+  }
+}
+
 Program ProgramBuilder::seal() && {
   if (!late_predecessors_.empty()) merge_late_predecessors();
   if (check()) {
@@ -611,6 +645,7 @@ Program ProgramBuilder::seal() && {
     if (!late_joins_.empty()) merge_late_joins();
     renumber(order);
   }
+  sort_member_loads();
   return std::move(program_);
 }
 

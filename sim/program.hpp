@@ -167,6 +167,10 @@ class Program {
   /// What each simulated rank's computation takes, over its price; empty: all as priced.
   std::span<const double> slowdown() const { return slowdown_; }
 
+  /// What each member of an op is sent over the mean of all, per mille, in the order of its
+  /// streams; empty where all are sent the same. Of a combine: what comes from it.
+  std::span<const std::uint32_t> member_loads(OpId op) const;
+
   /// How often each shape occurs (ops, not multiplied by multiplicity).
   IdVector<ShapeId, std::int64_t> shape_counts() const;
 
@@ -191,6 +195,12 @@ class Program {
   std::vector<MemoryEffect> memory_effects_;
   std::vector<std::int64_t> multiplicity_;
   std::vector<double> slowdown_;
+  struct LoadRow {
+    OpId op;
+    std::uint32_t begin = 0;  // into member_loads_, as many as the op has streams
+  };
+  std::vector<LoadRow> load_rows_;  // ascending by op, few ops have one
+  std::vector<std::uint32_t> member_loads_;
 };
 
 class ProgramBuilder {
@@ -226,6 +236,9 @@ class ProgramBuilder {
 
   /// A factor above 0 for each rank, or none at all.
   void set_slowdown(std::vector<double> slowdown);
+
+  /// Program::member_loads() of an op: one for each of its streams. At most once an op.
+  void member_loads(OpId op, std::span<const std::uint32_t> per_mille);
 
   void memory(const MemoryEffect& effect) { program_.memory_effects_.push_back(effect); }
   /// The ops added between begin_cell and end_cell make up the cell; `first` and `last` of the
@@ -264,6 +277,7 @@ class ProgramBuilder {
   [[noreturn]] void throw_cycle(const std::vector<std::uint32_t>& unit_of,
                                 const std::vector<std::uint32_t>& unit_begin);
   void renumber(const std::vector<OpId>& order);
+  void sort_member_loads();
 
   Program program_;
   std::map<Shape, ShapeId> interned_;

@@ -47,9 +47,20 @@ struct GroupShape {
 /// A GroupShape at some simulated ranks: what decides which links an op uses.
 struct Site {
   GroupShape shape;
+  bool by_member = false;     ///< members have loads of their own
   std::vector<RankId> ranks;  ///< of the op's streams
   friend auto operator<=>(const Site&, const Site&) = default;
 };
+
+/// Bytes for a member, or a node of members, of one site.
+struct Term {
+  std::uint32_t who = 0;  ///< as in Traffic::MemberTerm
+  double bytes = 0;       ///< in units of near_bytes where `who` is a member, else of far_bytes
+};
+
+/// Which sums over members a link can carry; links with the same one carry the same of every op.
+using TermsId = Id<struct TermsTag>;
+constexpr TermsId kNoTerms{0};  ///< all members alike
 
 /// What a class of links carries of one site, in bytes where the busiest GPU sends one byte inside
 /// its node (near) and one out of it (far); and the class that it was before that site.
@@ -59,6 +70,7 @@ struct LinkClass {
   std::uint32_t site = 0;
   double near = 0;
   double far = 0;
+  TermsId terms = kNoTerms;
 };
 
 /// What one link carries, by site, ascending.
@@ -66,13 +78,37 @@ struct SiteLoad {
   std::uint32_t site = 0;
   double near = 0;
   double far = 0;
+  TermsId terms = kNoTerms;
 };
 
+/// Of the same sites. Sums over different members are never compared: either may be the greater.
 bool carries_no_more(const std::vector<SiteLoad>& a, const std::vector<SiteLoad>& b) {
   for (std::size_t i = 0; i < a.size(); ++i) {
+    if (a[i].terms != b[i].terms) return false;
     if (a[i].near > b[i].near || a[i].far > b[i].far) return false;
   }
   return true;
+}
+
+/// What the members of an op, and then the nodes of members, are sent over the mean, at most once
+/// every token: by MemberTerm::who.
+std::vector<double> over_mean(const Traffic::MemberLoads& members,
+                              std::span<const std::uint32_t> per_mille) {
+  std::size_t nodes = 0;
+  for (const std::uint32_t node : members.node_of) nodes = std::max<std::size_t>(nodes, node + 1);
+  const std::size_t n = members.node_of.size();
+  std::vector<double> loads(n + nodes, 0.0);
+  std::vector<double> of_node(nodes, 0.0);
+  for (std::size_t m = 0; m < n; ++m) {
+    const double load = static_cast<double>(per_mille[m]) / 1000;
+    loads[m] = std::min(load, members.most_gpu);
+    loads[n + members.node_of[m]] += load;
+    ++of_node[members.node_of[m]];
+  }
+  for (std::size_t i = 0; i < nodes; ++i) {
+    loads[n + i] = std::min(loads[n + i] / of_node[i], members.most_node);
+  }
+  return loads;
 }
 
 class TrafficBuilder {
@@ -83,7 +119,8 @@ class TrafficBuilder {
         fabric_(fabric),
         class_of_(fabric.links().size()),
         near_{IdVector<LinkId, double>(fabric.links().size(), 0.0), {}},
-        far_{IdVector<LinkId, double>(fabric.links().size(), 0.0), {}} {
+        far_{IdVector<LinkId, double>(fabric.links().size(), 0.0), {}},
+        of_one_{IdVector<LinkId, double>(fabric.links().size(), 0.0), {}} {
     // Links of different tiers are never one.
     classes_.resize(kLinkTiers);
     for (LinkId link; link.value < class_of_.size(); ++link) {
@@ -104,7 +141,8 @@ class TrafficBuilder {
   /// Ops of one shape at one site.
   struct Pattern {
     std::uint32_t site = 0;
-    Communication moves;
+    Communication moves;  ///< of the mean where members have loads of their own
+    MostOverMean most;
   };
 
   // ---- which ops communicate, and where
@@ -127,22 +165,37 @@ class TrafficBuilder {
       }
     }
 
+    // Exchanges that differ only in the busiest: what members of their own loads move is the same.
+    IdVector<ShapeId, ShapeId> of_mean(shapes.size());
+    std::map<ExpertExchange, ShapeId> means;
+    for (ShapeId id; id.value < shapes.size(); ++id) {
+      if (const auto* e = std::get_if<ExpertExchange>(&shapes[id].work)) {
+        of_mean[id] = means.try_emplace(mean_of(*e), id).first->second;
+      }
+    }
+
     // Ops of one shape whose streams begin and end alike are at one site.
-    using Key = std::tuple<ShapeId, StreamId, StreamId>;
+    using Key = std::tuple<ShapeId, bool, StreamId, StreamId>;
     std::map<Key, PatternId> known;
     std::map<Site, std::uint32_t> sites;
     for (OpId op; op.value < program_.size(); ++op) {
       const ShapeId shape = program_.shape(op);
       if (!moves[shape]) continue;
       const auto streams = program_.streams_of(op);
-      const Key key{shape, streams.front(), streams.back()};
+      const bool by_member = !program_.member_loads(op).empty();
+      const Key key{by_member ? of_mean[shape] : shape, by_member, streams.front(), streams.back()};
       auto found = known.find(key);
       if (found == known.end()) {
-        Site site{groups[shape], {}};
+        Site site{groups[shape], by_member, {}};
         for (const StreamId stream : streams) site.ranks.push_back(rank_of(stream));
         const auto [at, added] = sites.try_emplace(site, static_cast<std::uint32_t>(sites.size()));
         if (added) refine_classes(site, at->second);
-        patterns_.push_back({at->second, *moves[shape]});
+        Pattern& pattern = patterns_.emplace_back(Pattern{at->second, *moves[shape], {}});
+        if (by_member) {
+          const auto& exchange = std::get<ExpertExchange>(shapes[shape].work);
+          pattern.moves = communication_of(mean_of(exchange));
+          pattern.most = most_over_mean(exchange);
+        }
         traffic_.weights.push_back(
             static_cast<std::uint32_t>(lane_of(kind_of(streams.front()), cluster_.lanes)));
         found = known.emplace(key, PatternId(patterns_.size() - 1)).first;
@@ -150,6 +203,11 @@ class TrafficBuilder {
       traffic_.ops.emplace_back(op, found->second);
     }
     sites_ = sites.size();
+  }
+
+  static ExpertExchange mean_of(ExpertExchange exchange) {
+    exchange.busiest_gpu_per_mille = exchange.busiest_node_per_mille = 1000;
+    return exchange;
   }
 
   // ---- from a site to loads
@@ -169,16 +227,19 @@ class TrafficBuilder {
     }
     load(near_transfers_, near_);
     load(far_transfers_, far_);
-    using Split = std::tuple<std::uint32_t, double, double>;
+    std::map<LinkId, TermsId> terms;
+    if (site.by_member) terms = terms_of_links(site, id);
+    using Split = std::tuple<std::uint32_t, double, double, TermsId>;
     std::map<Split, std::uint32_t> children;
     const auto split = [&](LinkId link) {
       const double near = std::exchange(near_.bytes[link], 0.0);
       const double far = std::exchange(far_.bytes[link], 0.0);
       if (near + far == 0) return;
-      const Split key{class_of_[link], rounded(near), rounded(far)};
+      const TermsId its = site.by_member ? terms.at(link) : kNoTerms;
+      const Split key{class_of_[link], rounded(near), rounded(far), its};
       const auto [child, added] =
           children.try_emplace(key, static_cast<std::uint32_t>(classes_.size()));
-      if (added) classes_.push_back({class_of_[link], id, near, far});
+      if (added) classes_.push_back({class_of_[link], id, near, far, its});
       class_of_[link] = child->second;
     };
     for (const LinkId link : near_.touched) split(link);
@@ -187,6 +248,50 @@ class TrafficBuilder {
     far_.touched.clear();
     near_transfers_.clear();
     far_transfers_.clear();
+  }
+
+  /// What each link carries for whom. A transfer is sized by the GPU that dispatch sends to or that
+  /// combine collects from, and between nodes by that GPU's node.
+  std::map<LinkId, TermsId> terms_of_links(const Site& site, std::uint32_t id) {
+    const bool combine = site.shape.pattern == CommunicationPattern::combine;
+    ORRERY_CHECK(combine || site.shape.pattern == CommunicationPattern::dispatch,
+                 "member loads of a {}", name_of(site.shape.pattern));
+    ORRERY_CHECK(program_.multiplicity()[0] == 1, "member loads of a class of {} ranks",
+                 program_.multiplicity()[0]);
+    const std::size_t members = site.ranks.size();
+    std::map<GpuId, std::uint32_t> member_of;
+    std::map<std::int32_t, std::uint32_t> nodes;
+    std::vector<std::uint32_t>& node_of = node_of_[id];
+    for (const RankId rank : site.ranks) {
+      const GpuId gpu(rank.value);
+      member_of.emplace(gpu, static_cast<std::uint32_t>(member_of.size()));
+      const std::int32_t node = fabric_.vertices()[fabric_.vertex(gpu)].node;
+      node_of.push_back(
+          nodes.try_emplace(node, static_cast<std::uint32_t>(nodes.size())).first->second);
+    }
+    std::vector<std::vector<Transfer>> for_whom(members + nodes.size());
+    const auto member = [&](const Transfer& t) { return member_of.at(combine ? t.from : t.to); };
+    for (const Transfer& t : near_transfers_) for_whom[member(t)].push_back(t);
+    for (const Transfer& t : far_transfers_) for_whom[members + node_of[member(t)]].push_back(t);
+
+    std::map<LinkId, std::vector<Term>> by_link;
+    for (std::size_t who = 0; who < for_whom.size(); ++who) {
+      load(for_whom[who], of_one_);
+      for (const LinkId link : of_one_.touched) {
+        const double bytes = std::exchange(of_one_.bytes[link], 0.0);
+        if (bytes > 0) by_link[link].push_back({static_cast<std::uint32_t>(who), bytes});
+      }
+      of_one_.touched.clear();
+    }
+    std::map<LinkId, TermsId> result;
+    for (auto& [link, sum] : by_link) {
+      std::vector<std::pair<std::uint32_t, double>> key;
+      for (const Term& term : sum) key.emplace_back(term.who, rounded(term.bytes));
+      const auto [known, added] = known_terms_.try_emplace({id, key}, TermsId(terms_.size()));
+      if (added) terms_.push_back(std::move(sum));
+      result.emplace(link, known->second);
+    }
+    return result;
   }
 
   /// Sums in different orders differ in their last bits.
@@ -269,7 +374,7 @@ class TrafficBuilder {
     std::vector<SiteLoad> loads;
     for (std::uint32_t c = link_class; classes_[c].parent != LinkClass::kNone;
          c = classes_[c].parent) {
-      loads.push_back({classes_[c].site, classes_[c].near, classes_[c].far});
+      loads.push_back({classes_[c].site, classes_[c].near, classes_[c].far, classes_[c].terms});
     }
     std::reverse(loads.begin(), loads.end());
     return loads;
@@ -331,6 +436,11 @@ class TrafficBuilder {
     return load.near * moves.near_bytes + load.far * moves.far_bytes;
   }
 
+  double bytes(const Term& term, const Pattern& pattern) const {
+    const bool near = term.who < node_of_.at(pattern.site).size();
+    return term.bytes * (near ? pattern.moves.near_bytes : pattern.moves.far_bytes);
+  }
+
   void write_loads() {
     std::array<double, kLinkTiers> fastest{};
     for (const FabricLink& link : fabric_.links()) {
@@ -348,10 +458,23 @@ class TrafficBuilder {
     }
     traffic_.fabric = fabric_.name();
     traffic_.load_begin.push_back(0);
-    for (const Pattern& pattern : patterns_) {
+    for (std::size_t p = 0; p < patterns_.size(); ++p) {
+      const Pattern& pattern = patterns_[p];
+      std::vector<Traffic::MemberTerm> terms;
       for (const auto& [link, load] : at_site[pattern.site]) {
-        const double busy_s = bytes(load, pattern.moves) / reduced_[link.value]->bytes_per_s;
-        if (busy_s > 0) traffic_.loads.push_back({link, busy_s});
+        const double bytes_per_s = reduced_[link.value]->bytes_per_s;
+        const double busy_s = bytes(load, pattern.moves) / bytes_per_s;
+        if (busy_s == 0) continue;
+        traffic_.loads.push_back({link, busy_s});
+        if (load.terms == kNoTerms) continue;
+        for (const Term& term : terms_[load.terms]) {
+          terms.push_back({link, term.who, bytes(term, pattern) / bytes_per_s});
+        }
+      }
+      if (const auto nodes = node_of_.find(pattern.site); nodes != node_of_.end()) {
+        traffic_.by_member.emplace(
+            PatternId(p), Traffic::MemberLoads{nodes->second, pattern.most.gpu, pattern.most.node,
+                                               std::move(terms)});
       }
       traffic_.load_begin.push_back(static_cast<std::uint32_t>(traffic_.loads.size()));
     }
@@ -359,16 +482,30 @@ class TrafficBuilder {
 
   void sum_up_tiers() {
     std::vector<Communication> moved(sites_);  // all executions together
+    // And by how much that is more or less for whom, by site and MemberTerm::who.
+    std::map<std::uint32_t, std::vector<double>> more;
     for (const auto& [op, pattern] : traffic_.ops) {
       const Pattern& p = patterns_[pattern.value];
       moved[p.site].near_bytes += p.moves.near_bytes;
       moved[p.site].far_bytes += p.moves.far_bytes;
+      const auto members = traffic_.by_member.find(pattern);
+      if (members == traffic_.by_member.end()) continue;
+      const std::vector<double> loads = over_mean(members->second, program_.member_loads(op));
+      std::vector<double>& sums = more[p.site];
+      sums.resize(loads.size(), 0.0);
+      for (std::size_t who = 0; who < loads.size(); ++who) {
+        sums[who] += bytes({static_cast<std::uint32_t>(who), loads[who] - 1}, p);
+      }
     }
     std::vector<double> carried(classes_.size(), 0.0);  // a class comes after its parent
     for (std::size_t c = 0; c < classes_.size(); ++c) {
       const LinkClass& its = classes_[c];
       if (its.parent == LinkClass::kNone) continue;
       carried[c] = carried[its.parent] + bytes({its.site, its.near, its.far}, moved[its.site]);
+      if (its.terms == kNoTerms) continue;
+      for (const Term& term : terms_[its.terms]) {
+        carried[c] += term.bytes * more.at(its.site)[term.who];
+      }
     }
     for (LinkId link; link.value < class_of_.size(); ++link) {
       const double sum = carried[class_of_[link]];
@@ -389,8 +526,12 @@ class TrafficBuilder {
   Traffic traffic_;
   std::vector<Pattern> patterns_;  // by PatternId
   std::size_t sites_ = 0;
-  std::vector<LinkClass> classes_;            // first one per tier
-  IdVector<LinkId, std::uint32_t> class_of_;  // by link of the fabric
+  std::vector<LinkClass> classes_;                  // first one per tier
+  IdVector<LinkId, std::uint32_t> class_of_;        // by link of the fabric
+  IdVector<TermsId, std::vector<Term>> terms_{{}};  // first none
+  using TermsKey = std::pair<std::uint32_t, std::vector<std::pair<std::uint32_t, double>>>;
+  std::map<TermsKey, TermsId> known_terms_;                      // by site and rounded terms
+  std::map<std::uint32_t, std::vector<std::uint32_t>> node_of_;  // by site with member loads
   std::vector<Candidate> candidates_;
   std::vector<const Candidate*> reduced_;
   // Scratch of refine_classes().
@@ -398,6 +539,7 @@ class TrafficBuilder {
   std::vector<Transfer> far_transfers_;
   LinkBytes near_;
   LinkBytes far_;
+  LinkBytes of_one_;
 };
 
 }  // namespace
@@ -410,6 +552,26 @@ PatternId Traffic::pattern_of(OpId op) const {
 }
 
 Traffic::Flow Traffic::flow_of(PatternId pattern, Picoseconds price_ps) const {
+  return flow_of(loads_of(pattern), price_ps);
+}
+
+Traffic::Flow Traffic::flow_of(PatternId pattern, Picoseconds price_ps,
+                               std::span<const std::uint32_t> member_loads) const {
+  const MemberLoads& members = by_member.at(pattern);
+  const std::vector<double> sent = over_mean(members, member_loads);
+  std::vector<LinkLoad> actual;
+  auto term = members.terms.begin();
+  for (LinkLoad load : loads_of(pattern)) {
+    for (; term != members.terms.end() && term->link == load.link; ++term) {
+      load.busy_s += term->busy_s * (sent[term->who] - 1);
+    }
+    constexpr double kRounding = 1e-12;  // what is left of a link whose members get nothing
+    if (load.busy_s > kRounding * seconds(price_ps)) actual.push_back(load);
+  }
+  return flow_of(actual, price_ps);
+}
+
+Traffic::Flow Traffic::flow_of(std::span<const LinkLoad> of_op, Picoseconds price_ps) const {
   Flow flow;
   if (price_ps == 0) return flow;
   const auto use_of = [&](const LinkLoad& load) {
@@ -419,8 +581,8 @@ Traffic::Flow Traffic::flow_of(PatternId pattern, Picoseconds price_ps) const {
     const double slower = links[load.link].slower;
     return own ? std::min(1.0, use / slower) * slower : use;
   };
-  for (const LinkLoad& load : loads_of(pattern)) flow.limit = std::max(flow.limit, use_of(load));
-  for (const LinkLoad& load : loads_of(pattern)) {
+  for (const LinkLoad& load : of_op) flow.limit = std::max(flow.limit, use_of(load));
+  for (const LinkLoad& load : of_op) {
     flow.hops.push_back({load.link, use_of(load) / flow.limit});
   }
   return flow;

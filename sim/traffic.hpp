@@ -9,12 +9,19 @@
 // Where one simulated rank stands for a class, an op stands for the same op of all groups of its
 // pipeline position, at the same time, so its loads are those of all of them together.
 //
+// Where the Program says what each member of an exchange is sent (Program::member_loads), a link
+// carries what the members behind it are: to another GPU of the node in proportion to what that GPU
+// is sent, to another node to what its members are on average; on the way back of a combine, what
+// they send. What an op puts on a link is then a sum over members, kept as such (MemberTerm), and
+// worked out when the op starts. Its price is that of the busiest, whatever the others carry.
+//
 // Links that cannot matter are left out. Two links that carry the same from every op are one; and a
 // link that carries no more than another of no more capacity, from every op, never limits first.
 // What remains of 12,000 links of 2048 GPUs is a hundred or so, with the same times.
 
 #include <array>
 #include <cstdint>
+#include <map>
 #include <span>
 #include <string>
 #include <utility>
@@ -59,6 +66,22 @@ struct Traffic {
   IdVector<LinkId, SharedLink> links;
   std::array<TierUse, kLinkTiers> tiers;
 
+  /// What a link carries more of an op for each member, or each node of members, that is sent more
+  /// than the mean: busy_s times the excess over the mean.
+  struct MemberTerm {
+    LinkId link;
+    std::uint32_t who = 0;  ///< a member, in the order of the op's streams; members + n: node n
+    double busy_s = 0;
+  };
+  /// How the loads of a pattern follow from what each member is sent.
+  struct MemberLoads {
+    std::vector<std::uint32_t> node_of;  ///< by member
+    double most_gpu = 1;                 ///< over the mean
+    double most_node = 1;
+    std::vector<MemberTerm> terms;  ///< ascending by link
+  };
+
+  /// Where members have loads of their own: with those of the mean.
   std::span<const LinkLoad> loads_of(PatternId pattern) const {
     return {loads.data() + load_begin[pattern.value], loads.data() + load_begin[pattern.value + 1]};
   }
@@ -73,11 +96,18 @@ struct Traffic {
     double limit = 0;  ///< of the link that it uses most; 0: it uses none
   };
   Flow flow_of(PatternId pattern, Picoseconds price_ps) const;
+  /// The flow of one op of a pattern in by_member, by its Program::member_loads().
+  Flow flow_of(PatternId pattern, Picoseconds price_ps,
+               std::span<const std::uint32_t> member_loads) const;
 
   IdVector<PatternId, std::uint32_t> weights;  ///< of the virtual lanes
   std::vector<std::uint32_t> load_begin;       // by pattern, and the end
   std::vector<LinkLoad> loads;
   std::vector<std::pair<OpId, PatternId>> ops;  // ascending; those with a pattern
+  std::map<PatternId, MemberLoads> by_member;   ///< of ops with member loads, and of no others
+
+ private:
+  Flow flow_of(std::span<const LinkLoad> of_op, Picoseconds price_ps) const;
 };
 
 /// The fabric must hold the cluster's GPUs; world ranks fill it node by node. Throws InputError

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <functional>
 #include <map>
+#include <numeric>
 
 #include "models/step.hpp"
 #include "sim/memory.hpp"
@@ -158,6 +159,43 @@ TEST(UnevenStep, RowsOfAGroupAddUp) {
   const double expected = 4 * kTokens * kTopK;
   const double rounding = 4 * (0.5 / kLoadLevels * kTokens * kTopK + 0.5 * kExperts / 4);
   for (const auto& [key, sum] : rows) EXPECT_NEAR(sum, expected, rounding);
+}
+
+// With all ranks an exchange says what each GPU of its group is sent: the tokens drawn for its
+// experts. With one rank a class it says only what the busiest is.
+TEST(UnevenStep, ExchangesSayWhatEachMemberIsSent) {
+  const Scenario s = scenario_of(kCases[5], skewed(), 8);
+  const ExpertLoads loads = expert_loads(s);
+  const Program program = build_step(s, {.all_ranks = true});
+  std::size_t exchanges = 0;
+  for (OpId op; op.value < program.size(); ++op) {
+    const auto members = program.member_loads(op);
+    const Shape& shape = program.shapes()[program.shape(op)];
+    const auto* e = std::get_if<ExpertExchange>(&shape.work);
+    if (e == nullptr) {
+      EXPECT_TRUE(members.empty()) << program.name(op);
+      continue;
+    }
+    ++exchanges;
+    const auto streams = program.streams_of(op);
+    ASSERT_EQ(members.size(), streams.size()) << program.name(op);
+    const OpTag& tag = program.tag(op);
+    std::int64_t busiest = 0;
+    for (std::size_t i = 0; i < streams.size(); ++i) {
+      const std::int64_t slot = rank_of(streams[i]).value % 8;
+      const auto tokens = loads.tokens_of_experts(tag.layer, tag.micro_batch, slot / 4);
+      const auto first = tokens.begin() + slot % 4 * (kExperts / 4);
+      const auto rows = std::accumulate(first, first + kExperts / 4, std::int64_t{0});
+      const double over_mean = static_cast<double>(rows) / (kTokens * kTopK);
+      EXPECT_NEAR(members[i], 1000 * over_mean, 1000 * 0.5 / kLoadLevels + 0.5);
+      busiest = std::max<std::int64_t>(busiest, members[i]);
+    }
+    EXPECT_EQ(busiest, e->busiest_gpu_per_mille) << program.name(op);
+  }
+  // Dispatch and combine, forward and backward, of each layer, micro-batch and group of experts.
+  EXPECT_EQ(exchanges, static_cast<std::size_t>(4 * s.model.layers * s.plan.micro_batches() * 2));
+  const Program one = build_step(s);
+  for (OpId op; op.value < one.size(); ++op) EXPECT_TRUE(one.member_loads(op).empty());
 }
 
 // The representative's rows are rounded like everyone's. Rounding is to the nearest, so over a

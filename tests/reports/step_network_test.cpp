@@ -5,6 +5,7 @@
 #include <cmath>
 #include <string>
 
+#include "models/step.hpp"
 #include "reports/compare.hpp"
 #include "reports/study.hpp"
 
@@ -121,6 +122,52 @@ TEST(StepNetwork, CompareSaysWhatTheNetworkCost) {
   for (const char* row : {"NIC, busiest link's use", "NIC, time lost to one link", "of experts",
                           "op time lost to sharing"}) {
     EXPECT_NE(text.find(row), std::string::npos) << text;
+  }
+}
+
+/// The same ops, without what each member of an exchange is sent: its links then carry what those
+/// of the busiest do.
+Program with_the_busiest_on_all_links(const Program& program) {
+  ProgramBuilder builder({program.multiplicity().begin(), program.multiplicity().end()});
+  for (const Shape& shape : program.shapes()) builder.intern(shape);
+  for (OpId op; op.value < program.size(); ++op) {
+    builder.add(program.kind(op), program.shape(op), program.tag(op), program.streams_of(op),
+                program.predecessors_of(op));
+  }
+  return std::move(builder).seal();
+}
+
+TEST(StepNetwork, WithAllRanksLinksCarryWhatTheirGpusAreSent) {
+  Scenario scenario = read_scenario(kScenarios + "qwen3_235b_256_h100.yaml");
+  scenario.plan.communication_sms = 20;
+  scenario.plan.global_batch_sequences = 16 * 8;
+  const Program even = build_step(scenario, {.all_ranks = true});
+  scenario.plan.routing = {ZipfPopularity{0.4}, {}};
+  const Program program = build_step(scenario, {.all_ranks = true});
+  const Program busiest = with_the_busiest_on_all_links(program);
+
+  const auto flows = [&](const Program& p) { return run_program(scenario, p, Network::flows); };
+  const ProgramRun formula = run_program(scenario, program, Network::formula);
+  const ProgramRun run = flows(program);
+  const ProgramRun most = flows(busiest);
+  EXPECT_GE(run.timeline.makespan_ps(), formula.timeline.makespan_ps());
+  EXPECT_LE(run.timeline.makespan_ps(), most.timeline.makespan_ps());
+  EXPECT_EQ(run.timeline.fingerprint(), flows(program).timeline.fingerprint());
+
+  // What goes over all links together is what goes there with even experts: some get more, others
+  // less, and rounding loads to 1/128 averages out. Only a node that would be sent a token twice is
+  // cut off, which with 8 choices of a token and 4 nodes happens.
+  const Traffic of_even = traffic_of(even, scenario.cluster, *scenario.fabric);
+  for (const LinkTier t : {LinkTier::nvlink, LinkTier::pcie, LinkTier::nic}) {
+    const auto tier = static_cast<std::size_t>(t);
+    const TierUse& expected = of_even.tiers[tier];
+    const TierUse& use = run.traffic->tiers[tier];
+    const double cut_off = t == LinkTier::nvlink ? 0 : 0.01;
+    EXPECT_LT(use.busy_s, 1.001 * expected.busy_s) << name_of(t);
+    EXPECT_GT(use.busy_s, (0.999 - cut_off) * expected.busy_s) << name_of(t);
+    EXPECT_GT(use.busiest_s, expected.busiest_s) << name_of(t);
+    EXPECT_GT(most.traffic->tiers[tier].busy_s, 1.02 * expected.busy_s) << name_of(t);
+    EXPECT_GT(most.traffic->tiers[tier].busiest_s, 1.02 * use.busiest_s) << name_of(t);
   }
 }
 

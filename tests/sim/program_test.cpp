@@ -133,6 +133,26 @@ TEST(Seal, RenumbersForwardReferencesBySmallestOldId) {
   EXPECT_EQ(program.memory_effects()[0].op, OpId(1));
 }
 
+TEST(Seal, CarriesMemberLoadsAlong) {
+  Sketch s(2);
+  const StreamId c0 = stream_of(kRank0, StreamKind::compute);
+  const StreamId c1 = stream_of(kRank1, StreamKind::compute);
+  const StreamId e0 = stream_of(kRank0, StreamKind::expert_exchange);
+  const StreamId e1 = stream_of(kRank1, StreamKind::expert_exchange);
+  const OpId first = s.op(1, {c0, c1}, {OpId(2)});  // 0 waits for 2
+  s.op(1, {c0}, {});
+  const OpId second = s.op(1, {e0, e1}, {});
+  Sketch without = s;
+  s.builder.member_loads(second, std::vector<std::uint32_t>{1500, 500});
+  s.builder.member_loads(first, std::vector<std::uint32_t>{70'000, 0});
+  const Program program = std::move(s.builder).seal();
+  EXPECT_THAT(shapes_in_order(program), ElementsAre(2, 0, 1));
+  EXPECT_THAT(program.member_loads(OpId(0)), ElementsAre(1500, 500));
+  EXPECT_THAT(program.member_loads(OpId(1)), ElementsAre(70'000, 0));
+  EXPECT_TRUE(program.member_loads(OpId(2)).empty());
+  EXPECT_GE(program.memory_bytes(), std::move(without.builder).seal().memory_bytes() + 16);
+}
+
 TEST(Seal, MovesCellsAsWholes) {
   // Cell A = {0, 1}; its second op waits for cell B = {2, 3} of the other rank. Op by op, the
   // smallest id first, 0 would run ahead and split A; as wholes B goes first.
@@ -239,6 +259,18 @@ TEST(Seal, AbortsOnMisuse) {
     Sketch s(1);
     s.op(1, {c0, c0}, {});
     EXPECT_DEATH((void)std::move(s.builder).seal(), "op 0 is twice on rank 0 compute");
+  }
+  {
+    Sketch s(1);
+    s.builder.member_loads(s.op(1, {c0}, {}), std::vector<std::uint32_t>{1000, 1000});
+    EXPECT_DEATH((void)std::move(s.builder).seal(), "2 loads of op 0 on 1 streams");
+  }
+  {
+    Sketch s(1);
+    const OpId op = s.op(1, {c0}, {});
+    s.builder.member_loads(op, std::vector<std::uint32_t>{1000});
+    s.builder.member_loads(op, std::vector<std::uint32_t>{1000});
+    EXPECT_DEATH((void)std::move(s.builder).seal(), "op 0 has loads twice");
   }
   {
     Sketch s(1);
