@@ -221,7 +221,7 @@ class TrafficBuilder {
         }
         continue;
       }
-      const UnitTransfers unit = unit_transfers(site.shape.pattern, by_node(group));
+      const UnitTransfers unit = unit_transfers(site.shape.pattern, by_node(group, fabric_));
       near_transfers_.insert(near_transfers_.end(), unit.near.begin(), unit.near.end());
       far_transfers_.insert(far_transfers_.end(), unit.far.begin(), unit.far.end());
     }
@@ -327,18 +327,6 @@ class TrafficBuilder {
     return groups;
   }
 
-  std::vector<std::vector<GpuId>> by_node(const std::vector<GpuId>& group) const {
-    std::vector<std::vector<GpuId>> nodes;
-    std::int32_t node = -1;
-    for (const GpuId gpu : group) {
-      const std::int32_t its = fabric_.vertices()[fabric_.vertex(gpu)].node;
-      if (nodes.empty() || its != node) nodes.emplace_back();
-      node = its;
-      nodes.back().push_back(gpu);
-    }
-    return nodes;
-  }
-
   void load(const std::vector<Transfer>& transfers, LinkBytes& sums) const {
     if (cluster_.load_balancing == LoadBalancing::spray) {
       fabric_.spray(transfers, sums);
@@ -356,10 +344,8 @@ class TrafficBuilder {
 
   // ---- which links can limit
 
-  double achieved_bytes_per_s(LinkId id) const {
-    const FabricLink& link = fabric_.links()[id];
-    return link.capacity_bytes_per_s * (link.tier == LinkTier::nvlink ? cluster_.nvlink_efficiency()
-                                                                      : cluster_.nic_efficiency());
+  double achieved_bytes_per_s(LinkId link) const {
+    return orrery::achieved_bytes_per_s(fabric_.links()[link], cluster_);
   }
 
   /// Links that carry the same of everything. The one of least capacity stands for all.
@@ -442,18 +428,12 @@ class TrafficBuilder {
   }
 
   void write_loads() {
-    std::array<double, kLinkTiers> fastest{};
-    for (const FabricLink& link : fabric_.links()) {
-      double& of_tier = fastest[static_cast<std::size_t>(link.tier)];
-      of_tier = std::max(of_tier, link.capacity_bytes_per_s);
-    }
     std::vector<std::vector<std::pair<LinkId, SiteLoad>>> at_site(sites_);
     for (std::size_t i = 0; i < reduced_.size(); ++i) {
       const Candidate& c = *reduced_[i];
-      const LinkTier tier = fabric_.links()[c.link].tier;
+      const FabricLink& link = fabric_.links()[c.link];
       traffic_.links.push_back(
-          {fabric_.link_name(c.link), tier, c.stands_for,
-           fastest[static_cast<std::size_t>(tier)] / fabric_.links()[c.link].capacity_bytes_per_s});
+          {fabric_.link_name(c.link), link.tier, c.stands_for, impairment(link, cluster_)});
       for (const SiteLoad& load : c.carries) at_site[load.site].emplace_back(LinkId(i), load);
     }
     traffic_.fabric = fabric_.name();
@@ -575,11 +555,9 @@ Traffic::Flow Traffic::flow_of(std::span<const LinkLoad> of_op, Picoseconds pric
   Flow flow;
   if (price_ps == 0) return flow;
   const auto use_of = [&](const LinkLoad& load) {
-    const LinkTier tier = links[load.link].tier;
-    const bool own = tier == LinkTier::nvlink || tier == LinkTier::pcie || tier == LinkTier::nic;
+    const SharedLink& link = links[load.link];
     const double use = load.busy_s / seconds(price_ps);
-    const double slower = links[load.link].slower;
-    return own ? std::min(1.0, use / slower) * slower : use;
+    return is_own(link.tier) ? std::min(1.0, use / link.slower) * link.slower : use;
   };
   for (const LinkLoad& load : of_op) flow.limit = std::max(flow.limit, use_of(load));
   for (const LinkLoad& load : of_op) {

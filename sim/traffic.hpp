@@ -60,7 +60,7 @@ struct Traffic {
     std::string name;  ///< of the fabric's link: "node0/nic1 -> leaf3"
     LinkTier tier{};
     std::int64_t stands_for = 1;  ///< links of the fabric that carry just the same
-    /// Capacity of the fastest link of the tier over this one's: above 1 where it is impaired.
+    /// Of a GPU's own link: impairment() of sim/cluster.hpp.
     double slower = 1;
   };
   IdVector<LinkId, SharedLink> links;
