@@ -12,7 +12,7 @@ namespace orrery {
 namespace {
 
 constexpr std::size_t kColumns = 100;
-constexpr std::size_t kMemoryRows = 16;
+constexpr std::size_t kMemoryRows = 10;
 constexpr std::size_t kPriceRows = 5;
 constexpr std::size_t kWarnings = 3;
 
@@ -96,58 +96,61 @@ std::string stages_of(const RankReport& rank) {
   return fmt::format("{}", fmt::join(rank.stages, ","));
 }
 
+/// Neighbouring positions whose memory looks the same.
+struct MemoryLine {
+  const RankReport* first = nullptr;
+  int last = 0;
+  std::string peak;
+  std::string bar;
+};
+
 std::string memory(const Report& r, const TerminalOptions& options) {
-  // One rank per position (the largest, with all ranks simulated); of many positions the fullest.
-  std::vector<const RankReport*> shown;
+  // One rank per position: the fullest, with all ranks simulated.
+  std::vector<const RankReport*> ranks;
   for (const RankReport& rank : r.ranks) {
-    if (shown.empty() || shown.back()->position != rank.position) {
-      shown.push_back(&rank);
-    } else if (rank.memory_peak_bytes > shown.back()->memory_peak_bytes) {
-      shown.back() = &rank;
+    if (ranks.empty() || ranks.back()->position != rank.position) {
+      ranks.push_back(&rank);
+    } else if (rank.memory_peak_bytes > ranks.back()->memory_peak_bytes) {
+      ranks.back() = &rank;
     }
   }
-  const std::size_t positions = shown.size();
-  if (positions > kMemoryRows) {
-    std::stable_sort(shown.begin(), shown.end(), [](const RankReport* a, const RankReport* b) {
-      return a->memory_peak_bytes > b->memory_peak_bytes;
+  constexpr std::size_t kBar = 64;
+  std::vector<MemoryLine> lines;
+  for (const RankReport* rank : ranks) {
+    MemoryLine line{rank, rank->position,
+                    format_bytes(static_cast<double>(rank->memory_peak_bytes)),
+                    memory_bar(*rank, r.memory_capacity_bytes, kBar)};
+    if (!lines.empty() && lines.back().peak == line.peak && lines.back().bar == line.bar) {
+      lines.back().last = line.last;
+    } else {
+      lines.push_back(std::move(line));
+    }
+  }
+  std::string of_all;
+  if (lines.size() > kMemoryRows) {
+    of_all = fmt::format(" (the {} fullest of {} lines)", kMemoryRows, lines.size());
+    std::stable_sort(lines.begin(), lines.end(), [](const MemoryLine& a, const MemoryLine& b) {
+      return a.first->memory_peak_bytes > b.first->memory_peak_bytes;
     });
-    shown.resize(kMemoryRows);
-    std::stable_sort(shown.begin(), shown.end(), [](const RankReport* a, const RankReport* b) {
-      return a->position < b->position;
+    lines.resize(kMemoryRows);
+    std::stable_sort(lines.begin(), lines.end(), [](const MemoryLine& a, const MemoryLine& b) {
+      return a.first->position < b.first->position;
     });
   }
-  const std::string title =
-      fmt::format("Memory at its peak, of {}{}", format_bytes(r.memory_capacity_bytes),
-                  positions > shown.size()
-                      ? fmt::format(" (the {} fullest of {} positions)", shown.size(), positions)
-                      : "");
-  std::string text = paint(title, kBold, options) +
+  std::string text = paint(fmt::format("Memory at its peak, of {}{}",
+                                       format_bytes(r.memory_capacity_bytes), of_all),
+                           kBold, options) +
                      "   parameters gradients optimizer activations workspace communic.\n";
-  constexpr std::size_t kBar = 64;
-  const auto looks_like = [&](const RankReport& a, const RankReport& b) {
-    return a.position + 1 == b.position &&
-           format_bytes(static_cast<double>(a.memory_peak_bytes)) ==
-               format_bytes(static_cast<double>(b.memory_peak_bytes)) &&
-           memory_bar(a, r.memory_capacity_bytes, kBar) ==
-               memory_bar(b, r.memory_capacity_bytes, kBar);
-  };
-  for (std::size_t i = 0; i < shown.size();) {
-    const RankReport& rank = *shown[i];
-    std::size_t last = i;  // neighbours that look the same share a line
-    while (last + 1 < shown.size() && looks_like(*shown[last], *shown[last + 1])) ++last;
-    const std::string positions_shown =
-        last == i ? fmt::format("{}", rank.position)
-                  : fmt::format("{}-{}", rank.position, shown[last]->position);
+  for (const MemoryLine& line : lines) {
+    const RankReport& rank = *line.first;
+    const bool one = line.last == rank.position;
     const bool too_large = static_cast<double>(rank.memory_peak_bytes) > r.memory_capacity_bytes;
-    std::string bar = memory_bar(rank, r.memory_capacity_bytes, kBar);
-    if (bar.size() > kBar) bar.resize(kBar);
-    std::string line = fmt::format(" {:>5} {:<8}{:>9} |{}|{}", positions_shown,
-                                   shorten(stages_of(rank) + (last == i ? "" : " .."), 8),
-                                   format_bytes(static_cast<double>(rank.memory_peak_bytes)), bar,
-                                   too_large ? " too much" : "");
-    text += too_large ? paint(line, kRed, options) : line;
-    text += "\n";
-    i = last + 1;
+    const std::string shown = fmt::format(
+        " {:>5} {:<8}{:>9} |{}|{}",
+        one ? fmt::format("{}", rank.position) : fmt::format("{}-{}", rank.position, line.last),
+        shorten(stages_of(rank) + (one ? "" : " .."), 8), line.peak, line.bar.substr(0, kBar),
+        too_large ? " too much" : "");
+    text += (too_large ? paint(shown, kRed, options) : shown) + "\n";
   }
   return text;
 }

@@ -255,6 +255,12 @@ TEST(Terminal, FitsAScreen) {
     EXPECT_LE(lines.size(), 45u) << entry.path();
     for (const std::string& line : lines) EXPECT_LE(line.size(), 100u) << line;
   }
+  // No two positions look the same where experts are uneven.
+  Scenario uneven = read_scenario(kV3);
+  uneven.plan.routing = {ZipfPopularity{0.3}, std::nullopt};
+  const std::string text = to_terminal(study_step(uneven).report);
+  EXPECT_LE(lines_of(text).size(), 45u) << text;
+  EXPECT_NE(text.find("fullest of"), std::string::npos) << text;
 }
 
 Report with_memory(std::int64_t activations) {
