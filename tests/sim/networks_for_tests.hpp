@@ -52,6 +52,8 @@ inline Cluster cluster_of(std::int64_t nodes, std::int64_t gpus) {
   c.gpus_per_node = gpus;
   c.nvlink.bandwidth_bytes_per_s = c.nvlink_peak_bytes_per_s = 100e9;
   c.nic.bandwidth_bytes_per_s = c.nic_peak_bytes_per_s = 10e9;
+  c.collectives.low_latency_bytes_per_s = c.nvlink.bandwidth_bytes_per_s;
+  c.collectives.copy_bytes_per_s = c.collectives.peer_bytes_per_s = 1e18;
   return c;
 }
 
