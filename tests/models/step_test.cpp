@@ -13,6 +13,7 @@
 #include "models/layer_work.hpp"
 #include "sim/memory.hpp"
 #include "sim/timeline.hpp"
+#include "tests/models/schedules_for_tests.hpp"
 
 namespace orrery {
 namespace {
@@ -71,22 +72,8 @@ Picoseconds arbitrary_price(const Shape& shape) {
   return static_cast<Picoseconds>(1'000 + hash % 1'000'000);
 }
 
-struct Case {
-  ScheduleKind kind;
-  int ranks, chunks, micro_batches;
-};
-const Case kCases[] = {
-    {ScheduleKind::gpipe, 4, 1, 6},
-    {ScheduleKind::one_f_one_b, 4, 1, 8},
-    {ScheduleKind::interleaved_1f1b, 4, 2, 8},
-    {ScheduleKind::zb_h1, 4, 1, 8},
-    {ScheduleKind::zb_v, 4, 2, 9},
-    {ScheduleKind::dual_pipe, 4, 2, 12},
-    {ScheduleKind::dual_pipe_v, 4, 2, 12},
-};
-
 /// The chunks argument of ScheduleShape as each schedule wants it.
-Scenario scenario_of(const Case& c) {
+Scenario scenario_of(const test::SmallSchedule& c) {
   return small_scenario(c.kind, c.ranks, c.chunks, c.micro_batches);
 }
 
@@ -94,7 +81,7 @@ Scenario scenario_of(const Case& c) {
 // the step must take exactly as long as the bare schedule does with F = 1, B_input = 1, W = 1, pair
 // = 3.
 TEST(Step, TakesAsLongAsItsScheduleWhenOnlyOneKernelCosts) {
-  for (const Case& c : kCases) {
+  for (const test::SmallSchedule& c : test::kSmallSchedules) {
     const Scenario s = scenario_of(c);
     const Program program = build_step(s);
     const PriceList prices = price_by(
@@ -109,7 +96,7 @@ TEST(Step, TakesAsLongAsItsScheduleWhenOnlyOneKernelCosts) {
 // One rank per class stands for all of them: every simulated slot of the full Program runs as the
 // representative does.
 TEST(Step, AllRanksRunAsTheirRepresentatives) {
-  for (const Case& c : kCases) {
+  for (const test::SmallSchedule& c : test::kSmallSchedules) {
     const Scenario s = scenario_of(c);
     const Program one = build_step(s);
     const Program all = build_step(s, {.all_ranks = true});
@@ -139,7 +126,7 @@ TEST(Step, AllRanksRunAsTheirRepresentatives) {
 }
 
 TEST(Step, EngineAndSweepAgreeBitForBit) {
-  for (const Case& c : kCases) {
+  for (const test::SmallSchedule& c : test::kSmallSchedules) {
     for (bool all_ranks : {false, true}) {
       const Program program = build_step(scenario_of(c), {.all_ranks = all_ranks});
       const PriceList prices = price_by(program, arbitrary_price);
@@ -150,7 +137,7 @@ TEST(Step, EngineAndSweepAgreeBitForBit) {
 }
 
 TEST(Step, ReleasesEveryActivationItSaved) {
-  for (const Case& c : kCases) {
+  for (const test::SmallSchedule& c : test::kSmallSchedules) {
     const Program program = build_step(scenario_of(c));
     std::map<std::uint32_t, std::int64_t> left;
     for (const MemoryEffect& e : program.memory_effects()) {
@@ -300,7 +287,7 @@ TEST(Step, GradientsAreReducedOverEveryCopy) {
 }
 
 TEST(Step, StageParametersAddUpToTheModel) {
-  for (const Case& c : kCases) {
+  for (const test::SmallSchedule& c : test::kSmallSchedules) {
     const Scenario s = scenario_of(c);
     std::int64_t total = 0;
     for (std::size_t i = 0; i < s.plan.stages.size(); ++i) {

@@ -11,6 +11,7 @@
 #include "models/step.hpp"
 #include "sim/memory.hpp"
 #include "sim/timeline.hpp"
+#include "tests/models/schedules_for_tests.hpp"
 
 namespace orrery {
 namespace {
@@ -52,25 +53,11 @@ Scenario scenario_of(ScheduleKind kind, int ranks, int chunks, int micro_batches
   return s;
 }
 
-struct Case {
-  ScheduleKind kind;
-  int ranks, chunks, micro_batches;
-};
-const Case kCases[] = {
-    {ScheduleKind::gpipe, 4, 1, 6},
-    {ScheduleKind::one_f_one_b, 4, 1, 8},
-    {ScheduleKind::interleaved_1f1b, 4, 2, 8},
-    {ScheduleKind::zb_h1, 4, 1, 8},
-    {ScheduleKind::zb_v, 4, 2, 9},
-    {ScheduleKind::dual_pipe, 4, 2, 12},
-    {ScheduleKind::dual_pipe_v, 4, 2, 12},
-};
-
 Routing skewed() {
   return {ZipfPopularity{0.6}, 64};
 }
 
-Scenario scenario_of(const Case& c, Routing routing, std::int64_t dp = 4) {
+Scenario scenario_of(const test::SmallSchedule& c, Routing routing, std::int64_t dp = 4) {
   return scenario_of(c.kind, c.ranks, c.chunks, c.micro_batches, std::move(routing), dp);
 }
 
@@ -125,7 +112,7 @@ TEST(UnevenStep, WithAnExchangeBehindEveryCostTheBusiestDecides) {
 //   class.
 // How far all ranks lie below is what weight gradients and overlap absorb, which do not wait.
 TEST(UnevenStep, AllRanksLieBetweenEvenAndOneRankAClass) {
-  for (const Case& c : kCases) {
+  for (const test::SmallSchedule& c : test::kSmallSchedules) {
     const Picoseconds even = time_of(scenario_of(c, {}), true, proportional);
     const Scenario s = scenario_of(c, skewed());
     const Picoseconds one = time_of(s, false, proportional);
@@ -143,7 +130,7 @@ TEST(UnevenStep, AllRanksLieBetweenEvenAndOneRankAClass) {
 // Rows of every layer and micro-batch over the GPUs of each group: tokens times top_k, to the
 // rounding of half a level a GPU and half a row an expert.
 TEST(UnevenStep, RowsOfAGroupAddUp) {
-  const Scenario s = scenario_of(kCases[5], skewed(), 8);
+  const Scenario s = scenario_of(test::kSmallSchedules[5], skewed(), 8);
   const Program program = build_step(s, {.all_ranks = true});
   std::map<std::tuple<int, int, std::uint32_t>, double> rows;
   for (std::size_t i = 0; i < program.size(); ++i) {
@@ -164,7 +151,7 @@ TEST(UnevenStep, RowsOfAGroupAddUp) {
 // With all ranks an exchange says what each GPU of its group is sent: the tokens drawn for its
 // experts. With one rank a class it says only what the busiest is.
 TEST(UnevenStep, ExchangesSayWhatEachMemberIsSent) {
-  const Scenario s = scenario_of(kCases[5], skewed(), 8);
+  const Scenario s = scenario_of(test::kSmallSchedules[5], skewed(), 8);
   const ExpertLoads loads = expert_loads(s);
   const Program program = build_step(s, {.all_ranks = true});
   std::size_t exchanges = 0;
@@ -219,7 +206,7 @@ TEST(UnevenStep, RoundingToLevelsAveragesOut) {
 }
 
 TEST(UnevenStep, EngineAndSweepAgreeBitForBit) {
-  for (const Case& c : kCases) {
+  for (const test::SmallSchedule& c : test::kSmallSchedules) {
     for (const bool all_ranks : {false, true}) {
       Scenario s = scenario_of(c, skewed());
       s.stragglers = {SlowGpu{2, 1.1}, SpeedSpread{0.02}};
@@ -232,7 +219,7 @@ TEST(UnevenStep, EngineAndSweepAgreeBitForBit) {
 }
 
 TEST(UnevenStep, ReleasesWhatItSavedAndKeepsWhatItsRowsNeed) {
-  for (const Case& c : kCases) {
+  for (const test::SmallSchedule& c : test::kSmallSchedules) {
     for (const bool all_ranks : {false, true}) {
       const Program program = build_step(scenario_of(c, skewed()), {.all_ranks = all_ranks});
       const Program even = build_step(scenario_of(c, {}), {.all_ranks = all_ranks});
@@ -261,7 +248,7 @@ TEST(UnevenStep, ReleasesWhatItSavedAndKeepsWhatItsRowsNeed) {
 // With a popularity of exponent 0 and no variation every load is exactly the mean: the same
 // Program.
 TEST(UnevenStep, EvenLoadsAreBalanced) {
-  for (const Case& c : kCases) {
+  for (const test::SmallSchedule& c : test::kSmallSchedules) {
     for (const bool all_ranks : {false, true}) {
       const Routing drawn{ZipfPopularity{0}, 0};
       const Program a = build_step(scenario_of(c, {}), {.all_ranks = all_ranks});
@@ -275,7 +262,7 @@ TEST(UnevenStep, EvenLoadsAreBalanced) {
 
 // One GPU holds all experts: whatever is popular, its rows are the same.
 TEST(UnevenStep, OneGpuAGroupIsAlwaysEven) {
-  Scenario s = scenario_of(kCases[1], skewed());
+  Scenario s = scenario_of(test::kSmallSchedules[1], skewed());
   s.plan.parallelism.ep = 1;
   Scenario even = s;
   even.plan.routing = {};
@@ -307,7 +294,7 @@ TEST(SlowGpus, TheSlowestOfAGroupDecides) {
 }
 
 TEST(SlowGpus, AllRanksLieBetweenNoneAndOneRankAClass) {
-  for (const Case& c : kCases) {
+  for (const test::SmallSchedule& c : test::kSmallSchedules) {
     Scenario s = scenario_of(c, {});
     const Picoseconds none = time_of(s, true, proportional);
     s.stragglers = {SlowGpu{5, 1.2}};
