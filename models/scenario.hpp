@@ -11,9 +11,11 @@
 //     layers_per_stage: of all stages in model order (as even as it goes, the longer ones first)
 //     mtp_stage: the stage of the MTP modules (the last)
 //     sequence_length (tokens), micro_batch (1) and global_batch (sequences)
-//     precision: bf16 | fp8_tensor | fp8_deepseek, or {recipe: one of them, and what differs:
-//                linear, saved, saved_attention, dispatch, combine: a number format;
-//                parameters, gradients, gradient_sync, master, moments: fp32, bf16, fp8 or none}
+//     precision: fp32 | bf16 | fp8_tensor | fp8_deepseek, or {recipe: one of them, and what
+//     differs:
+//                activations: fp32 or bf16; linear, saved, saved_attention, dispatch, combine: a
+//                number format; parameters, gradients, gradient_sync, master, moments: fp32, bf16,
+//                fp8 or none}
 //     recompute: none | selective | full | deepseek, or a list of norms, mla_up_projection,
 //                activation and attention_core (none)
 //     communication_sms (0)
@@ -47,7 +49,7 @@ struct Scenario {
   std::shared_ptr<const Fabric> fabric;  ///< null where the cluster names none; large, so shared
   Plan plan;
   Stragglers stragglers;
-  std::uint64_t seed = 0;  ///< of routing and stragglers
+  std::uint64_t seed = 0;          ///< of routing and stragglers
   std::vector<std::string> notes;  ///< of readers: what was assumed or ignored
 };
 

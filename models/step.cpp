@@ -482,8 +482,8 @@ class StepBuilder {
       // Only ungrouped exits have ids that run with the slots; a join op restores that.
       return {.ids = join_per_slot(from, cell, exit, stage, micro_batch, phase), .ready = true};
     }
-    const std::int64_t bytes = 2 * plan_.micro_batch_tokens() * scenario_.model.hidden /
-                               (plan_.parallelism.sequence_parallel ? plan_.parallelism.tp : 1);
+    const std::int64_t bytes =
+        activation_bytes() / (plan_.parallelism.sequence_parallel ? plan_.parallelism.tp : 1);
     const ShapeId shape =
         builder_.intern({.work = Send{.bytes = bytes, .same_node = layout_.same_node(from, to)},
                          .label = phase == Phase::pipeline_forward ? "PP(F)" : "PP(B)",
@@ -506,6 +506,12 @@ class StepBuilder {
                    streams, {&exit_op, 1});
     }
     return {.ids = ids, .ready = true};
+  }
+
+  /// Of a micro-batch's tokens, between two layers.
+  std::int64_t activation_bytes() const {
+    return std::llround(bytes_per_element(plan_.precision.activations)) *
+           plan_.micro_batch_tokens() * scenario_.model.hidden;
   }
 
   Ids join_per_slot(int position, const CellTemplate& cell, std::uint32_t exit, int stage,
@@ -749,7 +755,7 @@ class StepBuilder {
         return workspace;
       };
       // Activations and gradients in flight from and to both neighbours, double-buffered.
-      const std::int64_t message = 2 * plan_.micro_batch_tokens() * scenario_.model.hidden;
+      const std::int64_t message = activation_bytes();
       const std::int64_t buffers = par.pp > 1 ? 2 * (4 * message) : 0;
       for (std::int64_t slot = 0; slot < replicas_.count; ++slot) {
         const RankId rank = replicas_.rank(p, slot);
