@@ -954,14 +954,33 @@ LayerWork transformer_layer(const Model& model, const Plan& plan, std::int64_t g
   return w;
 }
 
-EdgeWork embedding_work(const Model& model, const Plan& plan) {
+namespace {
+
+/// Each tensor-parallel rank looks up the tokens of its part of the vocabulary; the sum of all
+/// parts has every token's row (Megatron-LM's VocabParallelEmbedding).
+void embedding_forward(Chain& c, const Layout& layout, const std::string& label) {
+  const std::int64_t bytes = c.width() * c.tokens() * c.model().hidden;
+  c.stream(StreamingKind::embedding_forward, label, bytes / c.tp(), bytes);
+  c.reduce_tokens(label + " reduce", c.model().hidden, layout);
+}
+
+/// The gradient is added to FP32 rows: read gradient, read and write rows.
+void embedding_backward(Chain& c, const Layout& layout, const std::string& label) {
+  const std::int64_t hidden = c.model().hidden;
+  c.gather_tokens(label + " gather", hidden, layout);
+  const std::int64_t rows = 2 * c.width() * c.tokens() / c.tp() * hidden;
+  c.stream(StreamingKind::embedding_backward, label, c.width() * c.tokens() * hidden + rows, rows);
+}
+
+}  // namespace
+
+EdgeWork embedding_work(const Model& model, const Plan& plan, std::int64_t gpus_per_node) {
   Chain c(model, plan);
-  const std::int64_t bytes = c.width() * c.local_tokens() * model.hidden;
+  const Layout layout(plan.parallelism, gpus_per_node);
   EdgeWork w;
-  c.stream(StreamingKind::embedding_forward, "embedding", bytes, bytes);
+  embedding_forward(c, layout, "embedding");
   w.forward = c.take();
-  // The gradient is added to FP32 rows: read gradient, read and write rows.
-  c.stream(StreamingKind::embedding_backward, "embedding gradient", 3 * bytes, 2 * bytes);
+  embedding_backward(c, layout, "embedding gradient");
   w.backward = c.take();
   return w;
 }
@@ -978,10 +997,20 @@ EdgeWork head_work(const Model& model, const Plan& plan, std::int64_t gpus_per_n
   c.norm_forward("final norm", c.local_tokens(), hidden);
   c.gather_tokens("head gather", hidden, layout);
   c.forward(head);
-  // Log-sum-exp over BF16 logits, then the loss; the gradient overwrites the logits in the backward
-  // pass.
-  c.stream(StreamingKind::cross_entropy, "cross-entropy", c.width() * logits, kFp32 * c.tokens(),
-           2);
+  // Log-sum-exp over the logits, then the loss; the gradient overwrites the logits in the backward
+  // pass. Where the vocabulary is split, each rank's largest logit, sum and target go to all in
+  // between.
+  const std::int64_t partial = 3 * kFp32 * c.tokens();
+  if (c.tp() == 1) {
+    c.stream(StreamingKind::cross_entropy, "cross-entropy", c.width() * logits, kFp32 * c.tokens(),
+             2);
+  } else {
+    c.stream(StreamingKind::cross_entropy, "cross-entropy", c.width() * logits, partial);
+    c.collective(CollectiveKind::all_gather, "cross-entropy gather", partial * c.tp(), layout,
+                 GroupKind::tensor);
+    c.stream(StreamingKind::cross_entropy, "cross-entropy loss", partial * c.tp(),
+             kFp32 * c.tokens());
+  }
   w.forward = c.take();
   c.stream(StreamingKind::cross_entropy, "cross-entropy gradient", c.width() * logits,
            c.width() * logits);
@@ -996,14 +1025,14 @@ EdgeWork head_work(const Model& model, const Plan& plan, std::int64_t gpus_per_n
   return w;
 }
 
-EdgeWork mtp_front_work(const Model& model, const Plan& plan) {
+EdgeWork mtp_front_work(const Model& model, const Plan& plan, std::int64_t gpus_per_node) {
   Chain c(model, plan);
+  const Layout layout(plan.parallelism, gpus_per_node);
   const std::int64_t hidden = model.hidden;
   const std::int64_t t = c.local_tokens();
   const Chain::Linear projection = c.linear("mtp projection", t, 2 * hidden, hidden);
   EdgeWork w;
-  c.stream(StreamingKind::embedding_forward, "mtp embedding", c.width() * t * hidden,
-           c.width() * t * hidden);
+  embedding_forward(c, layout, "mtp embedding");
   c.norm_forward("mtp norm hidden", t, hidden);
   c.norm_forward("mtp norm embedding", t, hidden);
   c.stream(StreamingKind::copy, "mtp concat", 2 * c.width() * t * hidden,
@@ -1017,8 +1046,7 @@ EdgeWork mtp_front_work(const Model& model, const Plan& plan) {
   c.recast("mtp projection input", t, 2 * hidden);
   c.norm_backward("mtp norm hidden", t, hidden);
   c.norm_backward("mtp norm embedding", t, hidden);
-  c.stream(StreamingKind::embedding_backward, "mtp embedding gradient", 3 * c.width() * t * hidden,
-           2 * c.width() * t * hidden);
+  embedding_backward(c, layout, "mtp embedding gradient");
   w.backward = c.take();
   c.backward_weight(projection);
   w.weight = c.take();
@@ -1031,23 +1059,44 @@ LayerShard embedding_shard(const Model& model, const Plan& plan) {
   return {.dense = count_parameters(model).embedding / plan.parallelism.tp};
 }
 
-LayerShard head_shard(const Model& model, const Plan& plan) {
-  const std::int64_t final_norm = (model.norm_bias ? 2 : 1) * model.hidden;
-  return {.dense = model.vocabulary * model.hidden / plan.parallelism.tp + final_norm};
+namespace {
+
+/// `elements` that every tensor-parallel rank holds. With sequence parallelism each has the
+/// gradient from its own tokens only.
+std::int64_t summed_over_tokens(const Plan& plan, std::int64_t elements) {
+  return plan.parallelism.tp > 1 && plan.parallelism.sequence_parallel ? elements : 0;
 }
 
-LayerShard mtp_front_shard(const Model& model, const Plan&) {
-  return {.dense = 2 * model.hidden * model.hidden + 3 * model.hidden};
+}  // namespace
+
+LayerShard head_shard(const Model& model, const Plan& plan) {
+  const std::int64_t final_norm = (model.norm_bias ? 2 : 1) * model.hidden;
+  return {.dense = model.vocabulary * model.hidden / plan.parallelism.tp + final_norm,
+          .tensor_summed = summed_over_tokens(plan, final_norm)};
+}
+
+LayerShard mtp_front_shard(const Model& model, const Plan& plan) {
+  const std::int64_t elements = 2 * model.hidden * model.hidden + 3 * model.hidden;
+  return {.dense = elements, .tensor_summed = summed_over_tokens(plan, elements)};
 }
 
 LayerShard layer_shard(const Model& model, const Plan& plan, bool moe) {
   const LayerParameters p = count_layer(model, moe);
   const Parallelism& par = plan.parallelism;
+  std::int64_t latent_down = 0;
+  if (model.attention.mla) {
+    const Mla& m = *model.attention.mla;
+    latent_down = model.hidden * (m.q_lora_rank + m.kv_lora_rank + m.qk_rope_head_dim);
+  }
+  const std::int64_t whole = latent_down + p.norms + p.router;
   LayerShard s;
-  // Latent down-projections and the router are not split over tp; they are small, and counted as
-  // if.
-  s.dense = (p.attention + p.dense_feed_forward + p.shared_experts) / par.tp + p.norms + p.router;
+  s.dense = (p.attention - latent_down + p.dense_feed_forward + p.shared_experts) / par.tp + whole;
   if (moe) s.expert = p.routed_experts / (par.ep * par.expert_tp);
+  s.tensor_summed = summed_over_tokens(plan, whole);
+  // Every rank has other heads, so the gains of their norms are summed in any case.
+  if (par.tp > 1 && s.tensor_summed == 0 && model.attention.qk_norm) {
+    s.tensor_summed = 2 * model.attention.head_dim;
+  }
   return s;
 }
 

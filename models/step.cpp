@@ -588,6 +588,11 @@ class StepBuilder {
     };
     const StageParameters& p = parameters_[static_cast<std::size_t>(stage)];
     const std::int64_t width = plan_.precision.gradient_sync_bytes;
+    for (const int position : positions) {
+      stage_collective(stage, GroupKind::tensor, {position}, CollectiveKind::all_reduce,
+                       p.tensor_summed * width, "tensor-parallel gradients", Phase::gradient_sync,
+                       wait);
+    }
     stage_collective(stage, GroupKind::data, positions, kind, p.dense * width, "dense gradients",
                      Phase::gradient_sync, wait);
     stage_collective(stage, GroupKind::expert_data, positions, kind, p.expert * width,
@@ -815,6 +820,7 @@ StageParameters stage_parameters(const Scenario& scenario, int stage) {
   const auto add = [&](const LayerShard& shard) {
     p.dense += shard.dense;
     p.expert += shard.expert;
+    p.tensor_summed += shard.tensor_summed;
   };
   if (s.embedding) add(embedding_shard(model, plan));
   for (std::int64_t l = s.first_layer; l < s.first_layer + s.layers; ++l) {
