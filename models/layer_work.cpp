@@ -343,6 +343,7 @@ class Projections {
     const Attention& a = c_.model().attention;
     const std::int64_t hidden = c_.model().hidden;
     const std::int64_t t = c_.tokens();
+    const Recompute& recompute = c_.plan().recompute;
     if (!a.mla) {
       if (!c_.model().learned_positions) rope("rope gradient");
       if (a.qk_norm) {
@@ -351,6 +352,7 @@ class Projections {
       }
       c_.quantize("qkv gradient", t, qkv_.out);
       c_.backward_input(qkv_);
+      if (recompute.norms) c_.norm_forward("attention norm", c_.local_tokens(), hidden);
       c_.recast("qkv gradient", t, qkv_.out);
       c_.recast("qkv input", t, hidden);
       c_.reduce_tokens("attention gradient reduce", hidden, layout_);
@@ -372,6 +374,10 @@ class Projections {
               c_.width() * sizes_.value);
     c_.quantize("kv_b gradient", t, kv_b_.out);
     c_.backward_input(kv_b_);
+    if (recompute.norms && !recompute.mla_up_projection) {  // else they ran with the up-projection
+      if (m.q_lora_rank > 0) c_.norm_forward("q norm", t, m.q_lora_rank);
+      c_.norm_forward("kv norm", t, m.kv_lora_rank);
+    }
     c_.recast("kv_b gradient", t, kv_b_.out);
     c_.recast("kv_b input", t, m.kv_lora_rank);
     c_.recast("q_b gradient", t, q_b_.out);
@@ -383,7 +389,7 @@ class Projections {
         (m.q_lora_rank > 0 ? m.q_lora_rank : hidden) + m.kv_lora_rank + m.qk_rope_head_dim,
         layout_);
     const std::int64_t rows = c_.local_tokens();
-    if (c_.plan().recompute.norms) c_.norm_forward("attention norm", rows, hidden);
+    if (recompute.norms) c_.norm_forward("attention norm", rows, hidden);
     c_.quantize("kv_a gradient", rows, kv_a_.out);
     c_.backward_input(kv_a_);
     c_.recast("kv_a input", rows, hidden);
@@ -393,8 +399,8 @@ class Projections {
       c_.backward_input(q_a_);
       c_.recast("q_a input", rows, hidden);
       c_.recast("q_a gradient", rows, q_a_.out);
-      c_.residual("latent gradient add");
     }
+    c_.residual("latent gradient add");
   }
 
   void backward_weight() {
@@ -737,14 +743,15 @@ class Experts {
     const NumberFormat saved = c_.precision().saved;
     std::optional<FeedForward> shared = shared_experts();
     const std::int64_t t = c_.tokens();
+    if (ep_ == 1 && c_.block_scaled()) c_.quantize("expert gradient", rank_tokens_, hidden);
     if (shared) {
       c_.gather_tokens("shared gradient gather", hidden, layout_);
       c_.dequantize("shared activation input", t, shared->up_width(), saved);
       if (!c_.block_scaled()) c_.quantize("shared_down gradient", t, hidden);
       c_.backward_input(shared->down());
+      shared->activation_backward();
       c_.recast("shared_down gradient", t, hidden);
       c_.recast("shared_down input", t, shared->intermediate());
-      shared->activation_backward();
     }
     c_.size_by(SizedBy::expert_rows);
     c_.dequantize("routed activation input", rows_, routed_.up_width(), saved);
