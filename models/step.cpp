@@ -610,6 +610,18 @@ class StepBuilder {
     return elements;
   }
 
+  /// Elements whose gradients are accumulated on this rank.
+  std::int64_t gradient_elements(int position) const {
+    std::int64_t elements = 0;
+    for (int s : held_[static_cast<std::size_t>(position)]) {
+      const StageParameters& p = parameters_[static_cast<std::size_t>(s)];
+      const bool sharded = plan_.parallelism.zero_stage >= 2;
+      elements += p.dense / (sharded ? layout_.group_size(GroupKind::data) : 1) +
+                  p.expert / (sharded ? layout_.group_size(GroupKind::expert_data) : 1);
+    }
+    return elements;
+  }
+
   /// This rank's share of the elements of its stages, divided among all their copies.
   std::int64_t saved_elements(int position) const {
     std::int64_t elements = 0;
@@ -649,7 +661,7 @@ class StepBuilder {
                            std::optional<OpId> everyone_after, bool changes_state) {
       every_rank([&](int p, std::int64_t slot) {
         const ShapeId shape =
-            builder_.intern({.work = shape_of(optimizer_elements(p)), .label = label, .sms = 0});
+            builder_.intern({.work = shape_of(p), .label = label, .sms = 0});
         const std::array<StreamId, 2> streams = {
             stream_of(replicas_.rank(p, slot), StreamKind::compute),
             stream_of(replicas_.rank(p, slot), StreamKind::data)};
@@ -664,9 +676,10 @@ class StepBuilder {
     };
     const Precision& precision = plan_.precision;
     local(
-        [](std::int64_t n) {
-          return Streaming{
-              .kind = StreamingKind::reduction, .bytes_read = 4 * n, .bytes_written = 0};
+        [&](int p) {
+          return Streaming{.kind = StreamingKind::reduction,
+                           .bytes_read = 4 * optimizer_elements(p),
+                           .bytes_written = 0};
         },
         "gradient norm", std::nullopt, false);
     streams_.clear();
@@ -684,11 +697,15 @@ class StepBuilder {
     std::optional<OpId> reduced;
     if (par.world() > 1) reduced = builder_.add(OpKind::collective, norm, tag, streams_, {});
     local(
-        [&](std::int64_t n) {
+        [&](int p) {
+          // AdamW on this rank's elements; then all its gradients are cleared for the next step.
+          const std::int64_t n = optimizer_elements(p);
           const std::int64_t state = precision.master_bytes + precision.moment_bytes;
           return Streaming{.kind = StreamingKind::optimizer,
                            .bytes_read = n * (precision.gradient_bytes + state),
-                           .bytes_written = n * (state + precision.parameter_bytes)};
+                           .bytes_written = n * (state + precision.parameter_bytes) +
+                                            gradient_elements(p) * precision.gradient_bytes,
+                           .launches = 2};
         },
         "AdamW", reduced, true);
     if (par.zero_stage == 1 || par.zero_stage == 2) {
