@@ -293,15 +293,13 @@ struct Router {
         mean += weights.row(t)[i] * d_weights.row(t)[i];
       }
       std::vector<double> d_scores(size(scores.columns));
-      double along = 0;
       for (std::int64_t i = 0; i < moe.top_k; ++i) {
-        double& d = d_scores[size(experts[i])];
-        d = (scale * d_weights.row(t)[i] - mean) / sum;
-        along += d * s[experts[i]];
+        d_scores[size(experts[i])] = (scale * d_weights.row(t)[i] - mean) / sum;
       }
+      // A softmax would take off sum(d_scores * s), but that is zero: weights do not change when
+      // all scores grow by the same factor.
       for (std::int64_t e = 0; e < scores.columns; ++e) {
-        d_logits.row(t)[e] = moe.sigmoid_scores ? d_scores[size(e)] * s[e] * (1 - s[e])
-                                                : s[e] * (d_scores[size(e)] - along);
+        d_logits.row(t)[e] = d_scores[size(e)] * s[e] * (moe.sigmoid_scores ? 1 - s[e] : 1);
       }
     }
     return d_logits;
