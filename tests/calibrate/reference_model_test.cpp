@@ -538,6 +538,34 @@ moe: {routed_experts: 3, top_k: 2, expert_intermediate: 1, scores: sigmoid, rout
   EXPECT_NEAR(result.loss, std::log(1 + std::exp(logit)) - logit, 1e-14);
 }
 
+TEST(Reference, ChoicesCanBeImposed) {
+  const Model model = deepseek();
+  const Tensors parameters = random_parameters(model, 6);
+  const std::vector<Sequence> batch = random_batch(model, 3, 5, 4);
+  const Evaluation free = differentiate(model, {}, parameters, batch);
+  ASSERT_EQ(free.experts.size(), 3U);  // one layer and two modules
+  const Evaluation same = differentiate(model, {.experts = free.experts}, parameters, batch);
+  EXPECT_EQ(same.loss, free.loss);
+  EXPECT_EQ(same.gradients, free.gradients);
+  Choices balanced;
+  for (int i = 0; i < 30; ++i) balanced[1].push_back(i % 9);
+  const Evaluation forced = differentiate(model, {.experts = balanced}, parameters, batch);
+  EXPECT_EQ(forced.experts.at(1), balanced.at(1));
+  EXPECT_NE(forced.loss, free.loss);
+  // What is imposed is what a router chooses whose bias leaves no other choice.
+  Tensors biased = parameters;
+  biased["layers.1.router_bias"].assign(9, -100);
+  biased["layers.1.router_bias"][4] = 200;
+  biased["layers.1.router_bias"][7] = 100;
+  const Evaluation chosen = differentiate(model, {}, biased, batch);
+  Choices two;
+  for (int i = 0; i < 15; ++i) two[1].insert(two[1].end(), {4, 7});
+  EXPECT_EQ(chosen.experts.at(1), two.at(1));
+  const Evaluation imposed = differentiate(model, {.experts = two}, parameters, batch);
+  EXPECT_EQ(imposed.loss, chosen.loss);
+  EXPECT_EQ(imposed.gradients, chosen.gradients);
+}
+
 /// MTP modules whose blocks do nothing and that see only the embedding of a later token: module k
 /// predicts token i + k + 1 from token i + k.
 TEST(Reference, MtpModulesSeeAndPredictTokensFurtherOn) {
