@@ -1,6 +1,8 @@
 #include "kernels/choose_streaming.hpp"
 
 #include <algorithm>
+#include <stdexcept>
+#include <string>
 
 namespace orrery::kernels {
 
@@ -34,6 +36,16 @@ RowPlan choose_rows(std::int64_t units, std::int64_t width, int sms, int block, 
 int choose_grid(std::int64_t threads, int sms, int block, int blocks_per_sm) {
   return static_cast<int>(std::clamp<std::int64_t>(divide_up(threads, block), 1,
                                                    std::int64_t{sms} * blocks_per_sm));
+}
+
+int warps_that_fit(std::int64_t bytes_per_warp, std::int64_t shared_bytes) {
+  const std::int64_t warps = shared_bytes / std::max<std::int64_t>(bytes_per_warp, 1);
+  if (warps == 0) {
+    throw std::runtime_error(std::to_string(bytes_per_warp) +
+                             " bytes of shared memory for each warp, but a block has only " +
+                             std::to_string(shared_bytes));
+  }
+  return static_cast<int>(std::min<std::int64_t>(warps, 32));
 }
 
 ChunkPlan choose_chunks(std::int64_t pairs, std::int64_t counters, std::int64_t workspace_bytes) {

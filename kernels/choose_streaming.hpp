@@ -24,6 +24,10 @@ RowPlan choose_rows(std::int64_t units, std::int64_t width, int sms, int block, 
 /// Blocks for `threads` of work: one for each SM, fewer where there is less to do.
 int choose_grid(std::int64_t threads, int sms, int block, int blocks_per_sm = 1);
 
+/// Warps of a block, at most 32, that each need so much of its shared memory. Throws if not even one
+/// has room.
+int warps_that_fit(std::int64_t bytes_per_warp, std::int64_t shared_bytes);
+
 /// Pieces that pairs are split into for counting (RoutingMap), a warp each, in order.
 struct ChunkPlan {
   std::int64_t pairs_per_chunk = 0;  ///< a multiple of 32

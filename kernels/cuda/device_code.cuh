@@ -22,7 +22,7 @@ namespace orrery::kernels::cuda {
 inline constexpr int kBlock = 1024;
 
 /// A Matrix for device code. `vectors`: octets that start at a multiple of 8 columns can be moved as
-/// 16-byte words (e4m3: 8, e5m6: 4).
+/// words of 16 bytes (e4m3: 8, e5m6: 4); true where there is no matrix.
 struct View {
   unsigned char* data = nullptr;
   std::int64_t rows = 0, columns = 0, pitch = 0;
@@ -54,15 +54,17 @@ inline View view_of(const Matrix& matrix) {
 // ---------------------------------------------------------------------------------------------
 // Eight elements.
 
+/// A kernel comes twice: for operands of which all octets can be moved as vectors (Access::vectors:
+/// their views say `vectors`, and columns are a multiple of 8), and for the rest.
+enum class Access { vectors, elements };
+/// Which formats a kernel has to know: fewer cost fewer registers.
+enum class Formats { plain, any };  ///< plain: fp32 and bf16
+
 /// As they are in memory, so that several can be on their way.
 struct Raw {
   std::uint32_t words[8];
   float scale;
 };
-
-__device__ __forceinline__ float float_of_bits(std::uint32_t bits) {
-  return __uint_as_float(bits);
-}
 
 __device__ __forceinline__ float scale_at(const View& v, std::int64_t row, std::int64_t column) {
   if (v.scaling == Scaling::rows) return v.scales[column / kTile * v.scale_pitch + row];
@@ -72,54 +74,58 @@ __device__ __forceinline__ float scale_at(const View& v, std::int64_t row, std::
   return 1.0F;
 }
 
-/// The first `count` (1 .. 8) elements from `column` on, which is a multiple of 8 unless the view has
-/// no `vectors`; of e5m6 columns and count are even. The rest are zero.
+/// The first `count` (1 .. 8) elements from `column` on, the rest zero. With Access::vectors count is
+/// 8 and column a multiple of 8. Columns and count of e5m6 are even.
+template <Access kAccess, Formats kFormats>
 __device__ __forceinline__ Raw load_raw(const View& v, std::int64_t row, std::int64_t column,
                                         int count) {
+  constexpr bool kAny = kFormats == Formats::any;
   Raw raw{};
   raw.scale = 1.0F;
   const std::int64_t index = row * v.pitch + column;
-  if (v.vectors && count == kOctet) {
+  if constexpr (kAccess == Access::vectors) {
     if (v.format == Format::bf16) {
-      *reinterpret_cast<uint4*>(raw.words) = *reinterpret_cast<const uint4*>(v.data + index * 2);
-    } else if (v.format == Format::fp32) {
+      const uint4 w = *reinterpret_cast<const uint4*>(v.data + index * 2);
+      raw.words[0] = w.x, raw.words[1] = w.y, raw.words[2] = w.z, raw.words[3] = w.w;
+    } else if (!kAny || v.format == Format::fp32) {
       const auto* from = reinterpret_cast<const uint4*>(v.data + index * 4);
-      *reinterpret_cast<uint4*>(raw.words) = from[0];
-      *reinterpret_cast<uint4*>(raw.words + 4) = from[1];
+      const uint4 w = from[0];
+      const uint4 z = from[1];
+      raw.words[0] = w.x, raw.words[1] = w.y, raw.words[2] = w.z, raw.words[3] = w.w;
+      raw.words[4] = z.x, raw.words[5] = z.y, raw.words[6] = z.z, raw.words[7] = z.w;
     } else if (v.format == Format::e4m3) {
-      *reinterpret_cast<uint2*>(raw.words) = *reinterpret_cast<const uint2*>(v.data + index);
-      raw.scale = scale_at(v, row, column);
+      const uint2 w = *reinterpret_cast<const uint2*>(v.data + index);
+      raw.words[0] = w.x, raw.words[1] = w.y;
     } else {
       const auto* from = reinterpret_cast<const std::uint32_t*>(v.data + index / 2 * 3);
       raw.words[0] = from[0];
       raw.words[1] = from[1];
       raw.words[2] = from[2];
-      raw.scale = scale_at(v, row, column);
-    }
-    return raw;
-  }
-  if (v.format == Format::bf16) {
-    const auto* from = reinterpret_cast<const std::uint16_t*>(v.data) + index;
-#pragma unroll
-    for (int i = 0; i < kOctet; ++i) {
-      if (i < count) raw.words[i / 2] |= static_cast<std::uint32_t>(from[i]) << (i % 2 * 16);
-    }
-  } else if (v.format == Format::fp32) {
-    const auto* from = reinterpret_cast<const std::uint32_t*>(v.data) + index;
-#pragma unroll
-    for (int i = 0; i < kOctet; ++i) {
-      if (i < count) raw.words[i] = from[i];
     }
   } else {
-    const bool wide = v.format == Format::e5m6;
-    const unsigned char* from = v.data + (wide ? index / 2 * 3 : index);
-    const int bytes = wide ? count / 2 * 3 : count;
+    if (v.format == Format::bf16) {
+      const auto* from = reinterpret_cast<const std::uint16_t*>(v.data) + index;
 #pragma unroll
-    for (int i = 0; i < 12; ++i) {
-      if (i < bytes) raw.words[i / 4] |= static_cast<std::uint32_t>(from[i]) << (i % 4 * 8);
+      for (int i = 0; i < kOctet; ++i) {
+        if (i < count) raw.words[i / 2] |= static_cast<std::uint32_t>(from[i]) << (i % 2 * 16);
+      }
+    } else if (!kAny || v.format == Format::fp32) {
+      const auto* from = reinterpret_cast<const std::uint32_t*>(v.data) + index;
+#pragma unroll
+      for (int i = 0; i < kOctet; ++i) {
+        if (i < count) raw.words[i] = from[i];
+      }
+    } else {
+      const bool wide = v.format == Format::e5m6;
+      const unsigned char* from = v.data + (wide ? index / 2 * 3 : index);
+      const int bytes = wide ? count / 2 * 3 : count;
+#pragma unroll
+      for (int i = 0; i < 12; ++i) {
+        if (i < bytes) raw.words[i / 4] |= static_cast<std::uint32_t>(from[i]) << (i % 4 * 8);
+      }
     }
-    raw.scale = scale_at(v, row, column);
   }
+  if (kAny && v.scaling != Scaling::none) raw.scale = scale_at(v, row, column);
   return raw;
 }
 
@@ -145,6 +151,7 @@ __device__ __forceinline__ std::uint32_t e5m6_code_of(float value) {
 }
 
 /// The values, with their scale.
+template <Formats kFormats>
 __device__ __forceinline__ void decode(const Raw& raw, Format format, float (&x)[kOctet]) {
   if (format == Format::bf16) {
 #pragma unroll
@@ -152,7 +159,7 @@ __device__ __forceinline__ void decode(const Raw& raw, Format format, float (&x)
       x[2 * i] = __uint_as_float(raw.words[i] << 16U);
       x[2 * i + 1] = __uint_as_float(raw.words[i] & 0xffff0000U);
     }
-  } else if (format == Format::fp32) {
+  } else if (kFormats == Formats::plain || format == Format::fp32) {
 #pragma unroll
     for (int i = 0; i < kOctet; ++i) x[i] = __uint_as_float(raw.words[i]);
   } else if (format == Format::e4m3) {
@@ -174,18 +181,20 @@ __device__ __forceinline__ void decode(const Raw& raw, Format format, float (&x)
   }
 }
 
+template <Access kAccess, Formats kFormats>
 __device__ __forceinline__ void load(const View& v, std::int64_t row, std::int64_t column,
                                      int count, float (&x)[kOctet]) {
-  decode(load_raw(v, row, column, count), v.format, x);
+  decode<kFormats>(load_raw<kAccess, kFormats>(v, row, column, count), v.format, x);
 }
 
 /// Codes of values that are divided by their scale already.
+template <Formats kFormats>
 __device__ __forceinline__ Raw encode(const float (&x)[kOctet], Format format) {
   Raw raw{};
   if (format == Format::bf16) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) raw.words[i] = pack_bf16x2(x[2 * i], x[2 * i + 1]);
-  } else if (format == Format::fp32) {
+  } else if (kFormats == Formats::plain || format == Format::fp32) {
 #pragma unroll
     for (int i = 0; i < kOctet; ++i) raw.words[i] = __float_as_uint(x[i]);
   } else if (format == Format::e4m3) {
@@ -206,14 +215,16 @@ __device__ __forceinline__ Raw encode(const float (&x)[kOctet], Format format) {
   return raw;
 }
 
+template <Access kAccess, Formats kFormats>
 __device__ __forceinline__ void store_raw(const View& v, std::int64_t row, std::int64_t column,
                                           int count, const Raw& raw) {
+  constexpr bool kAny = kFormats == Formats::any;
   const std::int64_t index = row * v.pitch + column;
-  if (v.vectors && count == kOctet) {
+  if constexpr (kAccess == Access::vectors) {
     if (v.format == Format::bf16) {
       *reinterpret_cast<uint4*>(v.data + index * 2) =
           make_uint4(raw.words[0], raw.words[1], raw.words[2], raw.words[3]);
-    } else if (v.format == Format::fp32) {
+    } else if (!kAny || v.format == Format::fp32) {
       auto* to = reinterpret_cast<uint4*>(v.data + index * 4);
       to[0] = make_uint4(raw.words[0], raw.words[1], raw.words[2], raw.words[3]);
       to[1] = make_uint4(raw.words[4], raw.words[5], raw.words[6], raw.words[7]);
@@ -225,41 +236,41 @@ __device__ __forceinline__ void store_raw(const View& v, std::int64_t row, std::
       to[1] = raw.words[1];
       to[2] = raw.words[2];
     }
-    return;
-  }
-  if (v.format == Format::bf16) {
-    auto* to = reinterpret_cast<std::uint16_t*>(v.data) + index;
-#pragma unroll
-    for (int i = 0; i < kOctet; ++i) {
-      if (i < count) to[i] = static_cast<std::uint16_t>(raw.words[i / 2] >> (i % 2 * 16));
-    }
-  } else if (v.format == Format::fp32) {
-    auto* to = reinterpret_cast<std::uint32_t*>(v.data) + index;
-#pragma unroll
-    for (int i = 0; i < kOctet; ++i) {
-      if (i < count) to[i] = raw.words[i];
-    }
   } else {
-    const bool wide = v.format == Format::e5m6;
-    unsigned char* to = v.data + (wide ? index / 2 * 3 : index);
-    const int bytes = wide ? count / 2 * 3 : count;
+    if (v.format == Format::bf16) {
+      auto* to = reinterpret_cast<std::uint16_t*>(v.data) + index;
 #pragma unroll
-    for (int i = 0; i < 12; ++i) {
-      if (i < bytes) to[i] = static_cast<unsigned char>(raw.words[i / 4] >> (i % 4 * 8));
+      for (int i = 0; i < kOctet; ++i) {
+        if (i < count) to[i] = static_cast<std::uint16_t>(raw.words[i / 2] >> (i % 2 * 16));
+      }
+    } else if (!kAny || v.format == Format::fp32) {
+      auto* to = reinterpret_cast<std::uint32_t*>(v.data) + index;
+#pragma unroll
+      for (int i = 0; i < kOctet; ++i) {
+        if (i < count) to[i] = raw.words[i];
+      }
+    } else {
+      const bool wide = v.format == Format::e5m6;
+      unsigned char* to = v.data + (wide ? index / 2 * 3 : index);
+      const int bytes = wide ? count / 2 * 3 : count;
+#pragma unroll
+      for (int i = 0; i < 12; ++i) {
+        if (i < bytes) to[i] = static_cast<unsigned char>(raw.words[i / 4] >> (i % 4 * 8));
+      }
     }
   }
 }
 
-/// fp32 or bf16.
+template <Access kAccess, Formats kFormats>
 __device__ __forceinline__ void store(const View& v, std::int64_t row, std::int64_t column,
                                       int count, const float (&x)[kOctet]) {
-  store_raw(v, row, column, count, encode(x, v.format));
+  store_raw<kAccess, kFormats>(v, row, column, count, encode<kFormats>(x, v.format));
 }
 
-/// What the value would be after `store` and `load`.
+/// What fp32 or bf16 would be after `store` and `load`.
 __device__ __forceinline__ void round_to(Format format, float (&x)[kOctet]) {
   if (format == Format::fp32) return;
-  decode(encode(x, format), format, x);
+  decode<Formats::plain>(encode<Formats::plain>(x, format), format, x);
 }
 
 __device__ __forceinline__ int octet_count(std::int64_t columns, std::int64_t column) {
@@ -307,6 +318,7 @@ __device__ __forceinline__ float largest_magnitude(const float (&x)[kOctet]) {
 
 /// Stores in any format; e4m3 and e5m6 with a scale for each tile, which 16 neighbouring lanes hold,
 /// 8 columns each. All lanes of the warp call it; those with count <= 0 have nothing, and x = 0.
+template <Access kAccess>
 __device__ __forceinline__ void store_tile(const View& v, std::int64_t row, std::int64_t column,
                                            int count, float (&x)[kOctet]) {
   if (v.scaling == Scaling::rows) {
@@ -316,7 +328,7 @@ __device__ __forceinline__ void store_tile(const View& v, std::int64_t row, std:
     for (int i = 0; i < kOctet; ++i) x[i] = divisor.under(x[i]);
     if (count > 0 && column % kTile == 0) v.scales[column / kTile * v.scale_pitch + row] = scale;
   }
-  if (count > 0) store(v, row, column, count, x);
+  if (count > 0) store<kAccess, Formats::any>(v, row, column, count, x);
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -340,8 +352,31 @@ __device__ __forceinline__ Place place_of(std::int64_t index, std::uint32_t tile
                                          static_cast<std::uint32_t>(index & 15)) *
                    kOctet};
 }
+/// Octets of a matrix, counted like that.
+__host__ __device__ inline std::int64_t octets_of(std::int64_t rows, std::uint32_t tiles) {
+  return rows * tiles * 16;
+}
 inline std::uint32_t tiles_of(std::int64_t columns) {
   return static_cast<std::uint32_t>((columns + kTile - 1) / kTile);
+}
+
+/// Calls load(b, index) for some octets of a thread, all of them on their way at once, then finish(b,
+/// index, there) for each; whole warps call finish, also for an index that is not `there`.
+template <int kBatch, class Load, class Finish>
+__device__ __forceinline__ void stream(std::int64_t octets, const Load& load, const Finish& finish) {
+  const std::int64_t step = all_threads();
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  for (std::int64_t base = first_thread(); base - lane < octets; base += kBatch * step) {
+#pragma unroll
+    for (int b = 0; b < kBatch; ++b) {
+      if (base + b * step < octets) load(b, base + b * step);
+    }
+#pragma unroll
+    for (int b = 0; b < kBatch; ++b) {
+      const std::int64_t index = base + b * step;
+      if (index - lane < octets) finish(b, index, index < octets);
+    }
+  }
 }
 
 __device__ __forceinline__ std::int64_t rows_in_use(const std::int32_t* used_rows,
@@ -443,6 +478,12 @@ void start(const LaunchContext& context, const char* name, void (*kernel)(Parame
   config.dynamicSmemBytes = shared_bytes;
   config.stream = context.stream;
   check(cudaLaunchKernelEx(&config, kernel, arguments...), name);
+}
+
+/// `kernel` by how its operands can be accessed.
+template <class Kernel>
+Kernel pick(bool vectors, Kernel with_vectors, Kernel with_elements) {
+  return vectors ? with_vectors : with_elements;
 }
 
 /// Part of the stream's workspace.

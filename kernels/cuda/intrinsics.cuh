@@ -27,6 +27,9 @@ inline void unpack_e4m3x2(std::uint32_t codes, float& low, float& high) {
 inline void barrier(int id, int threads) {
   emulator::named_barrier(id, threads);
 }
+inline unsigned char* dynamic_shared() {
+  return emulator::dynamic_shared();
+}
 
 #else
 
@@ -62,6 +65,12 @@ __device__ __forceinline__ void unpack_e4m3x2(std::uint32_t codes, float& low, f
 /// them.
 __device__ __forceinline__ void barrier(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+/// The block's dynamic shared memory, aligned to 16 bytes.
+__device__ __forceinline__ unsigned char* dynamic_shared() {
+  extern __shared__ uint4 orrery_dynamic_shared[];
+  return reinterpret_cast<unsigned char*>(orrery_dynamic_shared);
 }
 
 #endif
