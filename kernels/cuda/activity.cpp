@@ -12,8 +12,11 @@
 #include <ctime>
 #include <mutex>
 #include <stdexcept>
+#include <string>
 #include <unordered_map>
 #include <utility>
+
+#include "kernels/cuda/counters.hpp"
 
 namespace orrery::kernels::cuda {
 namespace {
@@ -29,17 +32,6 @@ constexpr CUpti_ActivityKind kKinds[] = {
     CUPTI_ACTIVITY_KIND_DRIVER,
 };
 constexpr auto kExternalKind = CUPTI_EXTERNAL_CORRELATION_KIND_CUSTOM0;
-
-void check(CUptiResult result, const char* what) {
-  if (result == CUPTI_SUCCESS) return;
-  const char* name = nullptr;
-  cuptiGetResultString(result, &name);
-  std::string message = std::string(what) + ": " + (name == nullptr ? "unknown error" : name);
-  if (result == CUPTI_ERROR_INSUFFICIENT_PRIVILEGES) {
-    message += " (the driver lets only the administrator profile on this machine)";
-  }
-  throw std::runtime_error(message);
-}
 
 class Activity final : public Profiler {
  public:
@@ -107,6 +99,12 @@ class Activity final : public Profiler {
       return std::pair(a.start_ns, a.end_ns) < std::pair(b.start_ns, b.end_ns);
     });
     return kernels;
+  }
+
+  std::vector<double> count(const std::vector<std::string>& metrics,
+                            const std::function<void()>& work) override {
+    if (recording_) throw std::logic_error("the profiler is recording kernels");
+    return count_on_this_device(metrics, work);
   }
 
  private:
