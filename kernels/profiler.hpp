@@ -32,8 +32,8 @@ class Profiler {
   /// What this thread enqueues until the matching pop gets this number.
   virtual void push_external(std::uint64_t id) = 0;
   virtual void pop_external() = 0;
-  /// Ends recording: synchronises and returns all kernels since begin(), by start. Throws if records
-  /// were lost.
+  /// Ends recording: synchronises and returns all kernels since begin(), by start. Throws if
+  /// records were lost.
   virtual std::vector<KernelRecord> collect() = 0;
 
   /// Hardware counters ("dram__bytes_read.sum", as NVIDIA Nsight Compute names them) over all that

@@ -1,6 +1,6 @@
-// Kernel records by CUPTI's activity interface. CUPTI hands buffers out on threads of its own and puts
-// records into them in any order; a launch's external id comes in a record that goes before that of
-// the API call, with the call's correlation id, which its kernels have too.
+// Kernel records by CUPTI's activity interface. CUPTI hands buffers out on threads of its own and
+// puts records into them in any order; a launch's external id comes in a record that goes before
+// that of the API call, with the call's correlation id, which its kernels have too.
 
 #include "kernels/cuda/activity.hpp"
 
@@ -45,7 +45,8 @@ class Activity final : public Profiler {
       unreadable_ = false;
     }
     if (!registered_) {
-      // GPU times are then interpolated to this clock (cupti_activity.h); before any kind is enabled.
+      // GPU times are then interpolated to this clock (cupti_activity.h); before any kind is
+      // enabled.
       check(cuptiActivityRegisterTimestampCallback(monotonic_ns), "CUPTI's clock");
       check(cuptiActivityRegisterCallbacks(give_buffer, take_buffer), "CUPTI's buffers");
       registered_ = true;
@@ -170,7 +171,7 @@ class Activity final : public Profiler {
                      .block = {r.blockX, r.blockY, r.blockZ}});
   }
 
-  std::mutex mutex_;  ///< of what CUPTI's threads fill
+  std::mutex mutex_;                                             ///< of what CUPTI's threads fill
   std::vector<std::pair<std::uint32_t, KernelRecord>> records_;  ///< with correlation ids
   std::unordered_map<std::uint32_t, std::uint64_t> external_ids_;
   std::size_t lost_ = 0;

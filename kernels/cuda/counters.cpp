@@ -137,7 +137,8 @@ class Session {
 class Ranges {
  public:
   explicit Ranges(CUcontext context) {
-    auto p = sized<CUpti_RangeProfiler_Enable_Params>(CUpti_RangeProfiler_Enable_Params_STRUCT_SIZE);
+    auto p =
+        sized<CUpti_RangeProfiler_Enable_Params>(CUpti_RangeProfiler_Enable_Params_STRUCT_SIZE);
     p.ctx = context;
     check(cuptiRangeProfilerEnable(&p), "reading hardware counters");
     object_ = p.pRangeProfilerObject;
@@ -246,8 +247,8 @@ CUcontext this_context() {
   CUcontext context = nullptr;
   if (cudaGetDriverEntryPointByVersion("cuCtxGetCurrent", &function, 12000, cudaEnableDefault,
                                        &status) != cudaSuccess ||
-      function == nullptr ||
-      reinterpret_cast<GetCurrent*>(function)(&context) != CUDA_SUCCESS || context == nullptr) {
+      function == nullptr || reinterpret_cast<GetCurrent*>(function)(&context) != CUDA_SUCCESS ||
+      context == nullptr) {
     throw std::runtime_error("this thread has no CUDA context to read counters of");
   }
   return context;

@@ -88,8 +88,9 @@ class Memory {
 /// Ties the time of events to CLOCK_MONOTONIC: one event at a known time. The event happens between
 /// two readings of the clock, some microseconds apart, and counts as in the middle of them: half of
 /// that is the error of all times by this anchor. Differences of times by one anchor have the
-/// resolution of cudaEventElapsedTime, about half a microsecond (CUDA Runtime API, event management),
-/// and that of a float of milliseconds: 60 ns up to 1 s behind the anchor, 4 us at a minute.
+/// resolution of cudaEventElapsedTime, about half a microsecond (CUDA Runtime API, event
+/// management), and that of a float of milliseconds: 60 ns up to 1 s behind the anchor, 4 us at a
+/// minute.
 class ClockAnchor {
  public:
   ClockAnchor() { set(); }
@@ -161,9 +162,9 @@ void CUDART_CB run_host_work(void* data) {
   }
 }
 
-/// An event that is recorded into a graph cannot be waited for outside of it, nor timed; so there are
-/// two. `time` is recorded in streams, and in graphs as a node of its own; `order` only tells a graph
-/// who waits for whom.
+/// An event that is recorded into a graph cannot be waited for outside of it, nor timed; so there
+/// are two. `time` is recorded in streams, and in graphs as a node of its own; `order` only tells a
+/// graph who waits for whom.
 struct TimedEvent {
   Event time{cudaEventDefault};
   Event order{cudaEventDisableTiming};
@@ -341,8 +342,8 @@ class CudaDevice final : public Device, private Recorder {
     if (anchor_.age_ns() > kRenewNs) anchor_.set();
   }
 
-  // All streams fork from the recorder's stream in the beginning, and join it in the end: that is what
-  // makes them one graph.
+  // All streams fork from the recorder's stream in the beginning, and join it in the end: that is
+  // what makes them one graph.
   void begin() override {
     use();
     if (recording_) throw std::logic_error("a recording has begun already");
@@ -425,9 +426,9 @@ std::unique_ptr<Device> open(int ordinal) {
   int count = 0;
   const cudaError_t counted = cudaGetDeviceCount(&count);
   if (counted == cudaErrorInsufficientDriver) {
-    throw std::runtime_error(
-        "the NVIDIA driver is too old or has no GPU: it knows CUDA " + version_text(driver) +
-        ", this program was built with CUDA " + version_text(CUDART_VERSION));
+    throw std::runtime_error("the NVIDIA driver is too old or has no GPU: it knows CUDA " +
+                             version_text(driver) + ", this program was built with CUDA " +
+                             version_text(CUDART_VERSION));
   }
   if (counted == cudaErrorNoDevice || (counted == cudaSuccess && count == 0)) {
     throw std::runtime_error("no NVIDIA GPU: the driver is there, but it shows none");
