@@ -1,4 +1,5 @@
-// The CUDA device on a GPU. Each test skips itself, with the reason, where there is none.
+// The CUDA device on a GPU. Each test skips itself, with the reason, where there is none; it fails if
+// the environment has ORRERY_NEEDS_GPU.
 
 #include <gtest/gtest.h>
 
@@ -6,6 +7,7 @@
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <ctime>
 #include <memory>
@@ -43,7 +45,9 @@ class Gpu : public testing::Test {
   }
   static void TearDownTestSuite() { device_.reset(); }
   void SetUp() override {
-    if (!device_) GTEST_SKIP() << reason_;
+    if (device_) return;
+    if (std::getenv("ORRERY_NEEDS_GPU") != nullptr) FAIL() << reason_;
+    GTEST_SKIP() << reason_;
   }
   void TearDown() override {
     if (!device_) return;
