@@ -34,8 +34,8 @@ RowPlan choose_rows(std::int64_t units, std::int64_t width, int sms, int block, 
 }
 
 int choose_grid(std::int64_t threads, int sms, int block, int blocks_per_sm) {
-  return static_cast<int>(std::clamp<std::int64_t>(divide_up(threads, block), 1,
-                                                   std::int64_t{sms} * blocks_per_sm));
+  return static_cast<int>(
+      std::clamp<std::int64_t>(divide_up(threads, block), 1, std::int64_t{sms} * blocks_per_sm));
 }
 
 int warps_that_fit(std::int64_t bytes_per_warp, std::int64_t shared_bytes) {
@@ -49,8 +49,8 @@ int warps_that_fit(std::int64_t bytes_per_warp, std::int64_t shared_bytes) {
 }
 
 ChunkPlan choose_chunks(std::int64_t pairs, std::int64_t counters, std::int64_t workspace_bytes) {
-  // 32 rounds of a warp hide what a chunk costs by itself; more of them where the counters would not
-  // fit.
+  // 32 rounds of a warp hide what a chunk costs by itself; more of them where the counters would
+  // not fit.
   ChunkPlan plan{.pairs_per_chunk = 1024};
   const std::int64_t room = workspace_bytes / 4 / std::max<std::int64_t>(counters, 1);
   while (divide_up(pairs, plan.pairs_per_chunk) > std::max<std::int64_t>(room, 1)) {

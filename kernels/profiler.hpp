@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -31,9 +32,17 @@ class Profiler {
   /// What this thread enqueues until the matching pop gets this number.
   virtual void push_external(std::uint64_t id) = 0;
   virtual void pop_external() = 0;
-  /// Ends recording: synchronises and returns all kernels since begin(), by start. Throws if records
-  /// were lost.
+  /// Ends recording: synchronises and returns all kernels since begin(), by start. Throws if
+  /// records were lost.
   virtual std::vector<KernelRecord> collect() = 0;
+
+  /// Hardware counters ("dram__bytes_read.sum", as NVIDIA Nsight Compute names them) over all that
+  /// `work` enqueues on this thread's device, one value a metric. `work` is run as often as the
+  /// counters need passes, and has to do the same each time; kernels of different streams still run
+  /// together. Not between begin() and collect(). Throws std::runtime_error with the reason: most
+  /// often that the driver lets only the administrator read counters.
+  virtual std::vector<double> count(const std::vector<std::string>& metrics,
+                                    const std::function<void()>& work) = 0;
 };
 
 }  // namespace orrery::kernels

@@ -1,5 +1,5 @@
-// SwiGLU and GELU and their gradients, and the gradient of a row's weight. Eight columns a thread, 16
-// lanes a tile, so that the output can be quantised on the way.
+// SwiGLU and GELU and their gradients, and the gradient of a row's weight. Eight columns a thread,
+// 16 lanes a tile, so that the output can be quantised on the way.
 
 #include "kernels/cuda/device_code.cuh"
 
@@ -41,8 +41,7 @@ __global__ void __launch_bounds__(kBlock, 1)
   constexpr bool kGated = kKind == Activation::swiglu;
   constexpr int kBatch = kGated ? 1 : 2;
   const std::int64_t width = job.out.columns;
-  const std::int64_t octets =
-      octets_of(rows_in_use(job.used_rows, job.out.rows), job.tiles);
+  const std::int64_t octets = octets_of(rows_in_use(job.used_rows, job.out.rows), job.tiles);
   Raw gate[kBatch];
   Raw up[kBatch];
   stream<kBatch>(
@@ -79,8 +78,7 @@ __global__ void __launch_bounds__(kBackwardBlock, 1)
     activation_backward(const __grid_constant__ BackwardJob job) {
   constexpr bool kGated = kKind == Activation::swiglu;
   const std::int64_t width = job.d_out.columns;
-  const std::int64_t octets =
-      octets_of(rows_in_use(job.used_rows, job.d_out.rows), job.tiles);
+  const std::int64_t octets = octets_of(rows_in_use(job.used_rows, job.d_out.rows), job.tiles);
   Raw gate;
   Raw up;
   Raw slope;

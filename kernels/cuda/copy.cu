@@ -153,9 +153,9 @@ RowsJob rows_job(const Matrix& from, const Matrix& to) {
 
 void start_copy(const RowsJob& job, const LaunchContext& context, const char* name) {
   if (job.rows == 0 || job.row_bytes == 0) return;
-  const auto addresses =
-      reinterpret_cast<std::uintptr_t>(job.from) | reinterpret_cast<std::uintptr_t>(job.to) |
-      static_cast<std::uintptr_t>(job.row_bytes | job.from_pitch | job.to_pitch);
+  const auto addresses = reinterpret_cast<std::uintptr_t>(job.from) |
+                         reinterpret_cast<std::uintptr_t>(job.to) |
+                         static_cast<std::uintptr_t>(job.row_bytes | job.from_pitch | job.to_pitch);
   const bool whole_words = addresses % sizeof(uint4) == 0;
   const std::int64_t words = job.rows * job.row_bytes / (whole_words ? 16 : 1);
   start(context, name, pick(whole_words, copy_rows<uint4>, copy_rows<unsigned char>),
@@ -231,8 +231,8 @@ __global__ void __launch_bounds__(kBlock, 1) fill_zero(unsigned char* data, std:
   if (tail < bytes) data[tail] = 0;
 }
 
-/// Eight loads of 16 bytes in flight a thread: 128 KiB an SM. Each block copies pieces of 128 KiB in
-/// turn.
+/// Eight loads of 16 bytes in flight a thread: 128 KiB an SM. Each block copies pieces of 128 KiB
+/// in turn.
 template <class Word>
 __global__ void __launch_bounds__(kBlock, 1)
     copy_bytes(const Word* from, Word* to, std::int64_t words) {
@@ -302,7 +302,8 @@ void launch(const Unpermute& call, const LaunchContext& context) {
   const std::int64_t octets = octets_of(call.to.rows, job.tiles);
   if (octets == 0) return;
   const bool vectors = job.from.vectors && job.to.vectors && call.to.columns % kOctet == 0;
-  start(context, "unpermute", pick(vectors, unpermute<Access::vectors>, unpermute<Access::elements>),
+  start(context, "unpermute",
+        pick(vectors, unpermute<Access::vectors>, unpermute<Access::elements>),
         choose_grid(octets, context.sms, kBlock), kBlock, 0, job);
 }
 

@@ -1,7 +1,7 @@
 #pragma once
-// What the streaming kernels share: views of matrices, eight elements at a time, sums over a group of
-// threads, and their launch. Formats are told apart while running (the branch is the same for all
-// threads), so that there is one kernel and not one for each combination of formats.
+// What the streaming kernels share: views of matrices, eight elements at a time, sums over a group
+// of threads, and their launch. Formats are told apart while running (the branch is the same for
+// all threads), so that there is one kernel and not one for each combination of formats.
 
 #include <cuda_runtime.h>
 
@@ -21,8 +21,8 @@ namespace orrery::kernels::cuda {
 /// that a grid of n blocks uses n SMs.
 inline constexpr int kBlock = 1024;
 
-/// A Matrix for device code. `vectors`: octets that start at a multiple of 8 columns can be moved as
-/// words of 16 bytes (e4m3: 8, e5m6: 4); true where there is no matrix.
+/// A Matrix for device code. `vectors`: octets that start at a multiple of 8 columns can be moved
+/// as words of 16 bytes (e4m3: 8, e5m6: 4); true where there is no matrix.
 struct View {
   unsigned char* data = nullptr;
   std::int64_t rows = 0, columns = 0, pitch = 0;
@@ -74,8 +74,8 @@ __device__ __forceinline__ float scale_at(const View& v, std::int64_t row, std::
   return 1.0F;
 }
 
-/// The first `count` (1 .. 8) elements from `column` on, the rest zero. With Access::vectors count is
-/// 8 and column a multiple of 8. Columns and count of e5m6 are even.
+/// The first `count` (1 .. 8) elements from `column` on, the rest zero. With Access::vectors count
+/// is 8 and column a multiple of 8. Columns and count of e5m6 are even.
 template <Access kAccess, Formats kFormats>
 __device__ __forceinline__ Raw load_raw(const View& v, std::int64_t row, std::int64_t column,
                                         int count) {
@@ -132,9 +132,8 @@ __device__ __forceinline__ Raw load_raw(const View& v, std::int64_t row, std::in
 /// 1-5-6 bits, bias 15.
 __device__ __forceinline__ float float_of_e5m6_code(std::uint32_t code) {
   const std::uint32_t magnitude = code & 0x7ffU;
-  const float value = magnitude < 64
-                          ? static_cast<float>(magnitude) * 0x1p-20F
-                          : __uint_as_float((magnitude << 17U) + ((127U - 15U) << 23U));
+  const float value = magnitude < 64 ? static_cast<float>(magnitude) * 0x1p-20F
+                                     : __uint_as_float((magnitude << 17U) + ((127U - 15U) << 23U));
   return (code & 0x800U) != 0 ? -value : value;
 }
 
@@ -289,9 +288,9 @@ __device__ __forceinline__ float scale_of(float largest, Format format) {
   return ldexpf(1.0F, fraction == 0.5F ? exponent - 1 : exponent);
 }
 
-/// Divides by one number many times: one reciprocal, then a product and a step of Newton's method on
-/// the quotient, which rounds as a division does (Markstein, IBM J. Res. Dev. 34 (1990), 111). Where
-/// the remainder could be too small for a normal number, it divides.
+/// Divides by one number many times: one reciprocal, then a product and a step of Newton's method
+/// on the quotient, which rounds as a division does (Markstein, IBM J. Res. Dev. 34 (1990), 111).
+/// Where the remainder could be too small for a normal number, it divides.
 struct Divisor {
   float value, inverse;
   __device__ __forceinline__ explicit Divisor(float v) : value(v), inverse(1.0F / v) {}
@@ -316,8 +315,9 @@ __device__ __forceinline__ float largest_magnitude(const float (&x)[kOctet]) {
   return largest;
 }
 
-/// Stores in any format; e4m3 and e5m6 with a scale for each tile, which 16 neighbouring lanes hold,
-/// 8 columns each. All lanes of the warp call it; those with count <= 0 have nothing, and x = 0.
+/// Stores in any format; e4m3 and e5m6 with a scale for each tile, which 16 neighbouring lanes
+/// hold, 8 columns each. All lanes of the warp call it; those with count <= 0 have nothing, and x =
+/// 0.
 template <Access kAccess>
 __device__ __forceinline__ void store_tile(const View& v, std::int64_t row, std::int64_t column,
                                            int count, float (&x)[kOctet]) {
@@ -360,10 +360,12 @@ inline std::uint32_t tiles_of(std::int64_t columns) {
   return static_cast<std::uint32_t>((columns + kTile - 1) / kTile);
 }
 
-/// Calls load(b, index) for some octets of a thread, all of them on their way at once, then finish(b,
-/// index, there) for each; whole warps call finish, also for an index that is not `there`.
+/// Calls load(b, index) for some octets of a thread, all of them on their way at once, then
+/// finish(b, index, there) for each; whole warps call finish, also for an index that is not
+/// `there`.
 template <int kBatch, class Load, class Finish>
-__device__ __forceinline__ void stream(std::int64_t octets, const Load& load, const Finish& finish) {
+__device__ __forceinline__ void stream(std::int64_t octets, const Load& load,
+                                       const Finish& finish) {
   const std::int64_t step = all_threads();
   const int lane = static_cast<int>(threadIdx.x) % 32;
   for (std::int64_t base = first_thread(); base - lane < octets; base += kBatch * step) {
@@ -466,7 +468,8 @@ class Group {
 /// Enqueues kernel(arguments...).
 template <class... Parameters>
 void start(const LaunchContext& context, const char* name, void (*kernel)(Parameters...), int grid,
-           int block, std::size_t shared_bytes, const std::type_identity_t<Parameters>&... arguments) {
+           int block, std::size_t shared_bytes,
+           const std::type_identity_t<Parameters>&... arguments) {
   if (shared_bytes > 48 * 1024) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(shared_bytes)),

@@ -44,10 +44,10 @@ __global__ void __launch_bounds__(kBlock, 1) embed(const __grid_constant__ Embed
 
 // ---------------------------------------------------------------------------------------------
 // Its gradient, without atomics and without sorting: the first position of a token adds up all of
-// the token's positions. For each position a group of threads looks through the tokens before it; if
-// the same is among them, somebody else does it. Else it goes through the tokens behind it in order.
-// So it reads n^2 / 2 tokens of 4 bytes out of caches, for a batch of n: 2^25 for 8192 tokens, little
-// beside n rows of thousands of columns.
+// the token's positions. For each position a group of threads looks through the tokens before it;
+// if the same is among them, somebody else does it. Else it goes through the tokens behind it in
+// order. So it reads n^2 / 2 tokens of 4 bytes out of caches, for a batch of n: 2^25 for 8192
+// tokens, little beside n rows of thousands of columns.
 
 constexpr int kGatherThreads = 256;  ///< a group: a position and up to 2048 columns at a time
 constexpr int kMatches = 256;        ///< positions found at a time: what 256 threads look at
@@ -77,8 +77,8 @@ __global__ void __launch_bounds__(kBlock, 1)
   GatherMemory& mine = memory[number];
   const auto wait = [&] { barrier(1 + number, kGatherThreads); };
 
-  // Where in [begin, end) the token is: bit i is set if it is among the 256 from begin + 256 (32 k + i)
-  // on, for any k.
+  // Where in [begin, end) the token is: bit i is set if it is among the 256 from begin + 256 (32 k
+  // + i) on, for any k.
   const auto look = [&](std::int32_t token, std::int64_t begin, std::int64_t end) {
     std::uint32_t mask = 0;
 #pragma unroll 4
@@ -93,7 +93,8 @@ __global__ void __launch_bounds__(kBlock, 1)
     for (int w = 0; w < kGatherThreads / 32; ++w) mask |= mine.masks[w];
     return mask;
   };
-  // Positions of `token` among 256 tokens from `base` on, in order, into mine.matches; their number.
+  // Positions of `token` among 256 tokens from `base` on, in order, into mine.matches; their
+  // number.
   const auto find = [&](std::int32_t token, std::int64_t base, std::int64_t end) {
     const bool same = base + thread < end && job.tokens[base + thread] == token;
     const std::uint32_t votes = __ballot_sync(kAllLanes, same);
@@ -125,8 +126,7 @@ __global__ void __launch_bounds__(kBlock, 1)
     if (look(token, 0, position) != 0) continue;
     const std::uint32_t later = look(token, position + 1, job.positions);
 
-    const int count =
-        column < job.d_table.columns ? octet_count(job.d_table.columns, column) : 0;
+    const int count = column < job.d_table.columns ? octet_count(job.d_table.columns, column) : 0;
     float sum[kOctet] = {};
     if (count > 0) {
       load<kAccess, Formats::plain>(job.d_table, row, column, count, sum);
@@ -174,8 +174,8 @@ __global__ void __launch_bounds__(kBlock, 1)
   const int groups = kBlock / job.threads_per_row;
   const std::int64_t columns = job.logits.columns;
   const std::int64_t step = std::int64_t{job.threads_per_row} * kOctet;
-  for (std::int64_t row = std::int64_t{blockIdx.x} * groups + group.number();
-       row < job.logits.rows; row += std::int64_t{gridDim.x} * groups) {
+  for (std::int64_t row = std::int64_t{blockIdx.x} * groups + group.number(); row < job.logits.rows;
+       row += std::int64_t{gridDim.x} * groups) {
     float largest = -INFINITY;
     float sum = 0;
     for (std::int64_t c = group.thread() * kOctet; c < columns; c += kBatch * step) {
@@ -185,8 +185,7 @@ __global__ void __launch_bounds__(kBlock, 1)
       for (int b = 0; b < kBatch; ++b) {
         if (c + b * step >= columns) continue;
         count[b] = octet_count(columns, c + b * step);
-        raw[b] =
-            load_raw<kAccess, Formats::plain>(job.logits, row, c + b * step, count[b]);
+        raw[b] = load_raw<kAccess, Formats::plain>(job.logits, row, c + b * step, count[b]);
       }
 #pragma unroll
       for (int b = 0; b < kBatch; ++b) {
@@ -306,8 +305,7 @@ void launch(const EmbeddingBackward& call, const LaunchContext& context) {
                       .tokens = call.tokens,
                       .first_row = call.first_row,
                       .positions = call.d_out.rows};
-  const bool vectors =
-      job.d_out.vectors && job.d_table.vectors && call.d_out.columns % kOctet == 0;
+  const bool vectors = job.d_out.vectors && job.d_table.vectors && call.d_out.columns % kOctet == 0;
   start(context, "embedding_backward",
         pick(vectors, embedding_backward<Access::vectors>, embedding_backward<Access::elements>),
         choose_grid(call.d_out.rows * kGatherThreads, context.sms, kBlock), kBlock, 0, job);
@@ -337,16 +335,17 @@ void launch(const CrossEntropyBackward& call, const LaunchContext& context) {
   if (call.logits.rows == 0 || call.logits.columns == 0) return;
   const View logits = view_of(call.logits);
   const bool vectors = logits.vectors && call.logits.columns % kOctet == 0;
-  start(context, "cross_entropy_backward",
-        pick(vectors, cross_entropy_backward<Access::vectors>,
-             cross_entropy_backward<Access::elements>),
-        choose_grid(octets_of(call.logits.rows, tiles_of(call.logits.columns)), context.sms, kBlock),
-        kBlock, 0,
-        {.logits = logits,
-         .targets = call.targets,
-         .lse = call.lse,
-         .first_column = call.first_column,
-         .scale = call.scale});
+  start(
+      context, "cross_entropy_backward",
+      pick(vectors, cross_entropy_backward<Access::vectors>,
+           cross_entropy_backward<Access::elements>),
+      choose_grid(octets_of(call.logits.rows, tiles_of(call.logits.columns)), context.sms, kBlock),
+      kBlock, 0,
+      {.logits = logits,
+       .targets = call.targets,
+       .lse = call.lse,
+       .first_column = call.first_column,
+       .scale = call.scale});
 }
 
 }  // namespace orrery::kernels::cuda

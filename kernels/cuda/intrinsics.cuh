@@ -1,6 +1,6 @@
 #pragma once
-// All that is PTX in the streaming kernels, one small function each. With ORRERY_EMULATED (the tests
-// that run the kernels on a CPU, tests/kernels/emulator) the same functions in plain C++.
+// All that is PTX in the streaming kernels, one small function each. With ORRERY_EMULATED (the
+// tests that run the kernels on a CPU, tests/kernels/emulator) the same functions in plain C++.
 
 #include <cuda_runtime.h>
 

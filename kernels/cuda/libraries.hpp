@@ -1,6 +1,7 @@
 #pragma once
-// What launchers keep between calls on one device: handles of libraries, plans by shape. Each family
-// of kernels has a type of its own, made when first asked for, so that none knows the others.
+// What launchers keep between calls on one device: handles of libraries, plans by shape. Each
+// family of kernels has a type of its own, made when first asked for, so that none knows the
+// others.
 
 #include <memory>
 #include <typeindex>

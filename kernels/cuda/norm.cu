@@ -1,6 +1,6 @@
 // RMSNorm and LayerNorm. A group of threads holds a row, or a segment of it, in registers: one pass
-// over memory. Gradients of gain and bias are summed in registers over the rows of a group, then over
-// groups in a second kernel.
+// over memory. Gradients of gain and bias are summed in registers over the rows of a group, then
+// over groups in a second kernel.
 
 #include "kernels/cuda/device_code.cuh"
 
@@ -38,8 +38,8 @@ __device__ __forceinline__ void add_terms(const ForwardJob& job, std::int64_t ro
 }
 
 /// Holds kOctets octets a thread, all of them vectors; with kOctets 0 any access, and x is added up
-/// anew for each pass over the row. Then `sum` is written in the last pass, because it may be one of
-/// the terms.
+/// anew for each pass over the row. Then `sum` is written in the last pass, because it may be one
+/// of the terms.
 template <int kOctets, bool kCentred>
 __global__ void __launch_bounds__(kBlock, 1) norm_forward(const __grid_constant__ ForwardJob job) {
   __shared__ float shared[2 * kBlock / 32];
@@ -206,7 +206,8 @@ __global__ void __launch_bounds__(kBackwardBlock, 1)
       float gain[kOctet];
       load<kAccess, Formats::plain>(job.gain, 0, local, count, gain);
       float d_x[kOctet] = {};
-      if (job.add.data != nullptr) load<kAccess, Formats::plain>(job.add, row, first + local, count, d_x);
+      if (job.add.data != nullptr)
+        load<kAccess, Formats::plain>(job.add, row, first + local, count, d_x);
 #pragma unroll
       for (int j = 0; j < kOctet; ++j) {
         const float h = (x[k][j] - mean) * scale;
@@ -235,8 +236,8 @@ __global__ void __launch_bounds__(kBackwardBlock, 1)
   }
 }
 
-/// to[c] += the sum of partial[g, c] over groups: 32 columns a block, 32 warps that each sum some of
-/// the groups. blockIdx.y picks one of two sums.
+/// to[c] += the sum of partial[g, c] over groups: 32 columns a block, 32 warps that each sum some
+/// of the groups. blockIdx.y picks one of two sums.
 __global__ void __launch_bounds__(1024, 1)
     sum_groups(const float* partial, std::int64_t groups, std::int64_t width, float* first,
                float* second) {
@@ -313,9 +314,8 @@ void launch(const NormForward& call, const LaunchContext& context) {
   job.gain = view_of(call.gain);
   job.bias = view_of(call.bias);
   job.y = view_of(call.y);
-  const RowPlan plan =
-      plan_of(job, context.sms, kBlock, 4, job.terms[0], job.terms[1], job.terms[2], job.terms[3],
-              job.sum, job.gain, job.bias, job.y);
+  const RowPlan plan = plan_of(job, context.sms, kBlock, 4, job.terms[0], job.terms[1],
+                               job.terms[2], job.terms[3], job.sum, job.gain, job.bias, job.y);
   job.threads_per_row = plan.threads_per_row;
   start(context, "norm_forward",
         call.centred ? forward_kernel<true>(plan.octets) : forward_kernel<false>(plan.octets),

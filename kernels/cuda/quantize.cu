@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(kBlock, 1) dequantize(const __grid_constant__ 
 // ---------------------------------------------------------------------------------------------
 // Transposing blocks of 128x128 bytes.
 
-constexpr int kTileThreads = 256;  ///< they hold a block, 64 bytes each
+constexpr int kTileThreads = 256;     ///< they hold a block, 64 bytes each
 constexpr int kTransposeBlock = 768;  ///< three of them; up to 80 registers a thread
 
 /// What one group of threads has in shared memory.
@@ -131,11 +131,10 @@ __device__ __forceinline__ std::uint32_t load_word(const View& v, std::int64_t r
 }
 
 /// A thread holds 16 rows x 4 columns of `from`: a warp reads 128 bytes of one row at a time, all
-/// sectors whole, with 16 loads of 4 bytes on their way in each thread. It has 4 rows x 16 columns of
-/// `to` then, which go through shared memory to be written as whole rows of 128 bytes.
+/// sectors whole, with 16 loads of 4 bytes on their way in each thread. It has 4 rows x 16 columns
+/// of `to` then, which go through shared memory to be written as whole rows of 128 bytes.
 template <bool kScaleAgain, Access kAccess>
-__global__ void __launch_bounds__(kTransposeBlock, 1)
-    transpose(const __grid_constant__ Job job) {
+__global__ void __launch_bounds__(kTransposeBlock, 1) transpose(const __grid_constant__ Job job) {
   const int number = static_cast<int>(threadIdx.x) / kTileThreads;
   const int thread = static_cast<int>(threadIdx.x) % kTileThreads;
   const int lane = thread % 32;
@@ -145,8 +144,7 @@ __global__ void __launch_bounds__(kTransposeBlock, 1)
   const std::int64_t blocks = (rows + kTile - 1) / kTile * job.tiles;
   const std::int64_t groups = std::int64_t{gridDim.x} * (kTransposeBlock / kTileThreads);
 
-  for (std::int64_t block =
-           std::int64_t{blockIdx.x} * (kTransposeBlock / kTileThreads) + number;
+  for (std::int64_t block = std::int64_t{blockIdx.x} * (kTransposeBlock / kTileThreads) + number;
        block < blocks; block += groups) {
     const std::int64_t block_row = block / job.tiles;
     const std::int64_t block_column = block - block_row * job.tiles;
@@ -212,8 +210,8 @@ __global__ void __launch_bounds__(kTransposeBlock, 1)
           }
 #pragma unroll
           for (int c = 0; c < 2; ++c) {
-            columns[2 * pair + c][i] =
-                pack_e4m3x2(y[c][0], y[c][1]) | pack_e4m3x2(y[c][2], y[c][3]) << 16U;
+            columns[2 * pair + c][i] = pack_e4m3x2(y[c][0], y[c][1]) | pack_e4m3x2(y[c][2], y[c][3])
+                                                                           << 16U;
           }
         }
       }
@@ -222,8 +220,8 @@ __global__ void __launch_bounds__(kTransposeBlock, 1)
       for (int i = 0; i < 4; ++i) {
 #pragma unroll
         for (unsigned c = 0; c < 4; ++c) {
-          columns[c][i] = gather(words[4 * i], words[4 * i + 1], words[4 * i + 2],
-                                 words[4 * i + 3], c);
+          columns[c][i] =
+              gather(words[4 * i], words[4 * i + 1], words[4 * i + 2], words[4 * i + 3], c);
         }
       }
       if (thread == 0) {
@@ -321,7 +319,8 @@ void launch(const Transpose& call, const LaunchContext& context) {
             ? pick(whole_words, transpose<true, Access::vectors>, transpose<true, Access::elements>)
             : pick(whole_words, transpose<false, Access::vectors>,
                    transpose<false, Access::elements>),
-        choose_grid(blocks, context.sms, kGroups), kTransposeBlock, kGroups * sizeof(TileMemory), job);
+        choose_grid(blocks, context.sms, kGroups), kTransposeBlock, kGroups * sizeof(TileMemory),
+        job);
 }
 
 }  // namespace orrery::kernels::cuda

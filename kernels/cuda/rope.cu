@@ -198,12 +198,13 @@ void launch(const HeadCopy& call, const LaunchContext& context) {
                     .heads = static_cast<std::uint32_t>(call.heads),
                     .octets = static_cast<std::uint32_t>((call.width + kOctet - 1) / kOctet)};
   const bool vectors = job.from.vectors && job.to.vectors &&
-                       whole_octets({call.width, call.from_offset, call.from_stride,
-                                     call.to_offset, call.to_stride});
+                       whole_octets({call.width, call.from_offset, call.from_stride, call.to_offset,
+                                     call.to_stride});
   if (call.sum_heads) {
-    start(context, "sum_heads", pick(vectors, sum_heads<Access::vectors>, sum_heads<Access::elements>),
-          choose_grid(job.rows * std::max<std::int64_t>(job.octets, 32), context.sms, kBlock), kBlock,
-          0, job);
+    start(context, "sum_heads",
+          pick(vectors, sum_heads<Access::vectors>, sum_heads<Access::elements>),
+          choose_grid(job.rows * std::max<std::int64_t>(job.octets, 32), context.sms, kBlock),
+          kBlock, 0, job);
   } else {
     start(context, "copy_heads",
           pick(vectors, copy_heads<Access::vectors>, copy_heads<Access::elements>),

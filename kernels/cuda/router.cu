@@ -55,8 +55,7 @@ __device__ __forceinline__ std::uint32_t groups_in(const RouterJob& job, const f
         second = fmaxf(second, fminf(best, x));
         best = fmaxf(best, x);
       }
-      const std::uint32_t mine =
-          key_of(job.bias != nullptr && size > 1 ? best + second : best);
+      const std::uint32_t mine = key_of(job.bias != nullptr && size > 1 ? best + second : best);
       if (mine > key) {
         key = mine;
         index = static_cast<std::uint32_t>(g);
@@ -229,8 +228,8 @@ __device__ __forceinline__ int expert_at(const RoutingMap& call, std::int64_t pa
   return expert < call.local_experts ? expert : -1;
 }
 
-/// Body(pair, expert, rank among the lanes with this expert, their number) for a chunk's pairs, 32 at
-/// a time.
+/// Body(pair, expert, rank among the lanes with this expert, their number) for a chunk's pairs, 32
+/// at a time.
 template <class Body>
 __device__ __forceinline__ void each_pair(const MapJob& job, std::int64_t chunk, const Body& body) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -392,11 +391,11 @@ void launch(const RouterBackward& call, const LaunchContext& context) {
 void launch(const RoutingMap& call, const LaunchContext& context) {
   const ChunkPlan plan = choose_chunks(call.max_tokens * call.top_k, call.local_experts,
                                        static_cast<std::int64_t>(context.workspace_bytes));
-  const MapJob job{.call = call,
-                   .pairs_per_chunk = plan.pairs_per_chunk,
-                   .chunks = plan.chunks,
-                   .counts = workspace<std::int32_t>(context, plan.chunks * call.local_experts,
-                                                     "routing_map")};
+  const MapJob job{
+      .call = call,
+      .pairs_per_chunk = plan.pairs_per_chunk,
+      .chunks = plan.chunks,
+      .counts = workspace<std::int32_t>(context, plan.chunks * call.local_experts, "routing_map")};
   const int warps = warps_that_fit(call.local_experts * 4, context.limits.shared_bytes_per_block);
   const auto shared_bytes =
       static_cast<std::size_t>(warps) * static_cast<std::size_t>(call.local_experts) * 4;

@@ -1,9 +1,9 @@
 #pragma once
-// As much of CUDA as the streaming kernels use, on one thread of a CPU: threads of a block are fibers
-// that run until they wait for each other. Found before the toolkit's header of this name by the
-// targets of tests/emulated. It shows whether kernels compute the right thing, stay inside of their
-// operands and wait where they have to (with fibers run forwards and backwards); it says nothing about
-// time, memory order or what is PTX (kernels/cuda/intrinsics.cuh).
+// As much of CUDA as the streaming kernels use, on one thread of a CPU: threads of a block are
+// fibers that run until they wait for each other. Found before the toolkit's header of this name by
+// the targets of tests/emulated. It shows whether kernels compute the right thing, stay inside of
+// their operands and wait where they have to (with fibers run forwards and backwards); it says
+// nothing about time, memory order or what is PTX (kernels/cuda/intrinsics.cuh).
 
 #include <bit>
 #include <cmath>

@@ -79,7 +79,8 @@ void run_block(unsigned threads) {
   while (m.fibers.size() < threads) m.fibers.push_back(std::make_unique<Fiber>());
   m.warps.assign((threads + 31) / 32, Warp{});
   std::fill(std::begin(m.barriers), std::end(m.barriers), Barrier{});
-  std::fill(m.shared.begin(), m.shared.end(), uint4{0x7fc0beefU, 0x7fc0beefU, 0x7fc0beefU, 0x7fc0beefU});
+  std::fill(m.shared.begin(), m.shared.end(),
+            uint4{0x7fc0beefU, 0x7fc0beefU, 0x7fc0beefU, 0x7fc0beefU});
   for (unsigned i = 0; i < threads; ++i) {
     Fiber& fiber = *m.fibers[i];
     getcontext(&fiber.context);
