@@ -100,9 +100,7 @@ Price price_attention(const AttentionCore& a, int sms, const Profile& profile) {
   const AttentionTable* table = choose_table(profile, a);
   if (table == nullptr) {
     const double share = static_cast<double>(sms) / profile.device.sms;
-    const bool fp8 = a.inputs == NumberFormat::fp8_tensor || a.inputs == NumberFormat::fp8_block;
-    const double peak = fp8 && profile.device.fp8_flops_per_s > 0 ? profile.device.fp8_flops_per_s
-                                                                  : profile.device.bf16_flops_per_s;
+    const double peak = peak_flops_per_s(a.inputs, profile.device);
     const double s = std::max(flops_of(shape) / (peak * share), floor_s);
     return {.time_ps = from_seconds(s + profile.launch_gap_s),
             .source = PriceSource::roofline,

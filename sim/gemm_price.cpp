@@ -81,13 +81,6 @@ bool far_outside(const GemmTable& table, const std::array<double, 4>& x) {
          far_outside(table.box, x, 2);
 }
 
-/// Dense tensor-core rate of a format; FP32 operands go through TF32 at half of the BF16 rate.
-double peak_flops_per_s(NumberFormat format, const Device& device) {
-  if (format == NumberFormat::fp32) return device.bf16_flops_per_s / 2;
-  const bool fp8 = format == NumberFormat::fp8_block || format == NumberFormat::fp8_tensor;
-  return fp8 && device.fp8_flops_per_s > 0 ? device.fp8_flops_per_s : device.bf16_flops_per_s;
-}
-
 Price roofline(const Gemm& g, int sms, const Profile& profile) {
   const double share = static_cast<double>(sms) / profile.device.sms;
   const double peak = peak_flops_per_s(g.inputs, profile.device);
@@ -103,6 +96,15 @@ Price roofline(const Gemm& g, int sms, const Profile& profile) {
 }
 
 }  // namespace
+
+double peak_flops_per_s(NumberFormat format, const Device& device) {
+  if (format == NumberFormat::fp32) {
+    // Without a rate of their own FP32 operands go through TF32.
+    return device.fp32_flops_per_s > 0 ? device.fp32_flops_per_s : device.bf16_flops_per_s / 2;
+  }
+  const bool fp8 = format == NumberFormat::fp8_block || format == NumberFormat::fp8_tensor;
+  return fp8 && device.fp8_flops_per_s > 0 ? device.fp8_flops_per_s : device.bf16_flops_per_s;
+}
 
 Gemm gemm_of(const GemmTable& table, const GemmPoint& p) {
   return {.inputs = table.inputs,
