@@ -24,6 +24,7 @@
 //              {counts, independent_tokens} | {router: {...}, independent_tokens} (balanced);
 //              models/routing.hpp and models/router.hpp say what each is
 //   stragglers: [{gpu | node | share, slowdown}, {sigma}] (none); models/stragglers.hpp
+//   training: of a step that is executed (defaults); models/training.hpp
 
 #include <cstdint>
 #include <memory>
@@ -33,6 +34,7 @@
 #include "models/model.hpp"
 #include "models/plan.hpp"
 #include "models/stragglers.hpp"
+#include "models/training.hpp"
 #include "sim/cluster.hpp"
 #include "sim/config.hpp"
 #include "sim/fabric.hpp"
@@ -49,6 +51,7 @@ struct Scenario {
   std::shared_ptr<const Fabric> fabric;  ///< null where the cluster names none; large, so shared
   Plan plan;
   Stragglers stragglers;
+  Training training;
   std::uint64_t seed = 0;          ///< of routing and stragglers
   std::vector<std::string> notes;  ///< of readers: what was assumed or ignored
 };
