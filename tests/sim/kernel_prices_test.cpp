@@ -340,6 +340,28 @@ TEST(StreamingPrice, PointsOfTheSameOpGoBeforeOthersOfItsKind) {
               130e-6 + 1e-6, 1e-11);
 }
 
+TEST(Prices, AShapeMeasuredOnTheVerySmsGoesBeforeOneScaledToThem) {
+  Profile p;
+  p.device = {.name = "x", .sms = 10, .memory_bytes_per_s = 1e15, .bf16_flops_per_s = 1e15};
+  GemmTable table{.id = "t", .inputs = NumberFormat::bf16, .pass = Pass::forward};
+  table.model = kModel;
+  table.points = {{1, 512, 512, 512, 10, 1e-3, {}}, {1, 512, 512, 512, 6, 5e-3, {}}};
+  p.gemms = {table};
+  AttentionTable attention{.id = "a", .inputs = NumberFormat::bf16};
+  attention.model = {1e12, 1e-6, 1e-6};
+  const AttentionCore core = causal(8, 8, 512, 64, 64);
+  attention.points = {{core, 10, 1e-3, {}}, {core, 6, 5e-3, {}}};
+  p.attention = {attention};
+  prepare(p);
+  const Gemm g{.inputs = NumberFormat::bf16, .m = 512, .n = 512, .k = 512};
+  EXPECT_EQ(price_gemm(g, 6, p).time_ps, from_seconds(5e-3));
+  EXPECT_EQ(price_gemm(g, 6, p).source, PriceSource::measured);
+  EXPECT_EQ(price_gemm(g, 0, p).time_ps, from_seconds(1e-3));
+  EXPECT_EQ(price_gemm(g, 8, p).source, PriceSource::derived);
+  EXPECT_EQ(price_attention(core, 6, p).time_ps, from_seconds(5e-3));
+  EXPECT_EQ(price_attention(core, 6, p).source, PriceSource::measured);
+}
+
 TEST(Roofline, Fp32HasARateOfItsOwnOrTf32s) {
   Profile p;
   p.device = {.name = "x", .sms = 10, .memory_bytes_per_s = 1e15, .bf16_flops_per_s = 1e12};
