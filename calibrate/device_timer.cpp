@@ -11,6 +11,11 @@ TimingStream make_timing_stream(kernels::Device& device) {
   return {device.create_stream(), device.create_event(), device.create_event()};
 }
 
+double steady_now_s() {
+  const auto now = std::chrono::steady_clock::now().time_since_epoch();
+  return std::chrono::duration<double>(now).count();
+}
+
 DeviceTimer::DeviceTimer(kernels::Device& device, const TimingStream& stream,
                          std::vector<OpCalls> slots, int sms, OpCalls reference, bool flush)
     : device_(device),
@@ -32,8 +37,7 @@ double DeviceTimer::reference() {
 }
 
 double DeviceTimer::now_s() {
-  const auto now = std::chrono::steady_clock::now().time_since_epoch();
-  return std::chrono::duration<double>(now).count();
+  return steady_now_s();
 }
 
 double DeviceTimer::time(int repeats, const std::vector<OpCalls>& slots, std::size_t& next,

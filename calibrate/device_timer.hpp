@@ -18,6 +18,9 @@ struct TimingStream {
 };
 TimingStream make_timing_stream(kernels::Device& device);
 
+/// Of a clock that never goes back.
+double steady_now_s();
+
 /// Runs go through `slots`, one after the other, each with operands of its own, so that repeated
 /// runs find as little in the caches as the op does in a step, where much else is touched between
 /// two of its executions. A sample is the time between two events of one stream around all its

@@ -45,7 +45,11 @@ Measurement attempt(Timed& timed, const MeasureOptions& options, int repeats,
 
 Measurement measure(Timed& timed, const MeasureOptions& options, std::vector<double>& references) {
   // The first run loads code and touches pages; the second is like those that follow.
-  timed.run(1);
+  const double first_s = timed.run(1);
+  if (first_s >= options.limit_s) {
+    // There is no time for more. How well a single run is known, it does not tell.
+    return {.seconds = first_s, .error = 1, .samples = 1};
+  }
   const int repeats = repeats_for(timed.run(1), options);
   Measurement best = attempt(timed, options, repeats, references);
   for (int i = 1; i < options.attempts && !best.steady; ++i) {

@@ -34,7 +34,7 @@ struct MeasureOptions {
 
 struct Measurement {
   double seconds = 0;  ///< of one run: the median over samples
-  double error = 0;    ///< relative standard error of that
+  double error = 0;    ///< relative standard error of that; 1 of a single run
   std::size_t samples = 0;
   int repeats = 1;  ///< runs in a sample
   int attempts = 1;
@@ -44,7 +44,8 @@ struct Measurement {
   bool steady = true;  ///< drift within largest_drift
 };
 
-/// Warms up with one run, which also decides how many runs a sample needs. Samples until the rule
+/// Warms up with two runs, the second of which decides how many runs a sample needs; a first run
+/// that takes all of the limit is the measurement. Samples until the rule
 /// or the limit says so, at least one. Where the reference's time moved by more than
 /// `largest_drift`, all samples are dropped and taken again, at most `attempts` times; the
 /// steadiest attempt counts. `references`: reference times of this session, which are added to;

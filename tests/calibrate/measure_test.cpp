@@ -113,7 +113,10 @@ TEST(Measure, TheLimitEndsItAndOneSampleIsTakenAtLeast) {
   machine.run_s = 2;
   machine.noise = 0.1;
   std::vector<double> references;
-  EXPECT_EQ(measure(machine, {.limit_s = 1, .largest_drift = 1}, references).samples, 1u);
+  const Measurement single = measure(machine, {.limit_s = 1, .largest_drift = 1}, references);
+  EXPECT_EQ(single.samples, 1u);
+  EXPECT_EQ(single.error, 1);
+  EXPECT_EQ(machine.runs, 1);
   const Measurement m = measure(machine, {.limit_s = 11, .largest_drift = 1}, references);
   EXPECT_GE(m.samples, 4u);
   EXPECT_LE(m.samples, 7u);
