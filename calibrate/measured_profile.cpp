@@ -23,6 +23,8 @@ constexpr double kLeastSpread = 0.005;  // the error that samples stop at (Measu
 /// A kernel's inner loop may be this much faster than the best whole kernel of a table.
 constexpr double kHeadroom = 1.5;
 
+constexpr double kLeastSeconds = 1e-9;
+
 /// `fold_of[i]`: points of one fold are held out together. Calls predict(kept, held out) for each
 /// fold, which gives predicted / measured of each point held out.
 template <class Point, class Predict>
@@ -121,6 +123,14 @@ std::vector<std::size_t> one_after_the_other(std::size_t count) {
   return folds;
 }
 
+void fit(AttentionTable& table, double peak_flops_per_s_per_sm) {
+  fit_attention(table, peak_flops_per_s_per_sm);
+  // Few points may leave nothing to a constant; the file's are above zero.
+  table.model.block_s = std::max(table.model.block_s, kLeastSeconds);
+  table.model.launch_s = std::max(table.model.launch_s, kLeastSeconds);
+  prepare(table);
+}
+
 HeldOutError finish(AttentionTable& table) {
   double peak = 0;
   for (const AttentionPoint& p : table.points) {
@@ -130,7 +140,7 @@ HeldOutError finish(AttentionTable& table) {
                            const std::vector<AttentionPoint>& held_out) {
     AttentionTable others = table;
     others.points = kept;
-    fit_attention(others, peak);
+    fit(others, peak);
     std::vector<double> ratios;
     for (const AttentionPoint& p : held_out) {
       ratios.push_back(table_seconds(others, p.shape, p.sms) / p.seconds);
@@ -139,7 +149,7 @@ HeldOutError finish(AttentionTable& table) {
   };
   const HeldOutError error = summarise(
       table.id, fold_ratios(table.points, one_after_the_other(table.points.size()), predict));
-  fit_attention(table, peak);
+  fit(table, peak);
   table.spread = spread_of(error);
   return error;
 }
@@ -180,8 +190,9 @@ void fit(StreamingKind kind, StreamingRate& rate, const std::vector<StreamingPoi
       const double s = streaming_skeleton_s(r, streaming_of(kind, p), p.sms, profile);
       sum += std::abs(std::log(p.seconds / s));
     }
-    // A launch takes a nanosecond at least: nothing else keeps it from vanishing.
-    return sum / static_cast<double>(points.size()) + std::max(0.0, std::log(1e-9 / r.launch_s));
+    // Nothing else keeps a launch from vanishing.
+    return sum / static_cast<double>(points.size()) +
+           std::max(0.0, std::log(kLeastSeconds / r.launch_s));
   };
   for (int restart = 0; restart < 3; ++restart) minimise(x, 0.3, 100, loss);
   rate = with(x);

@@ -73,16 +73,22 @@ TEST_P(ScenarioShapes, HaveCallsOfTheSameWork) {
                                  streaming->kind == StreamingKind::embedding_backward)) {
       continue;
     }
-    EXPECT_GT(cost.bytes / bytes_of(shape), 0.65) << shape.label << " " << describe(shape);
+    // Our rotation is in place and leaves MLA's heads alone but for their rotary part; the shape
+    // has whole heads, as DeepSeek's kernel rewrites them.
+    const bool partial = streaming != nullptr && streaming->kind == StreamingKind::rope &&
+                         s.model.attention.mla.has_value();
+    EXPECT_GT(cost.bytes / bytes_of(shape), partial ? 0.3 : 0.65)
+        << shape.label << " " << describe(shape);
     EXPECT_LT(cost.bytes / bytes_of(shape), 1.6) << shape.label << " " << describe(shape);
   }
   EXPECT_GT(seen, 20);
 }
 
 INSTANTIATE_TEST_SUITE_P(All, ScenarioShapes,
-                         testing::Values("deepseek_v3_2048_h800", "gpt3_175b_64_a100",
-                                         "llama3_405b_576_h100", "llama3_70b_64_h100",
-                                         "mixtral_8x7b_64_h100", "qwen3_235b_256_h100"),
+                         testing::Values("deepseek_v3_2048_h800", "deepseek_v2_2048_h800",
+                                         "gpt3_175b_64_a100", "llama3_405b_576_h100",
+                                         "llama3_70b_64_h100", "mixtral_8x7b_64_h100",
+                                         "qwen3_235b_256_h100"),
                          [](const auto& param_info) { return std::string(param_info.param); });
 
 }  // namespace
