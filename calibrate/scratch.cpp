@@ -108,7 +108,8 @@ void Scratch::make(Pool& pool, Key key, std::int64_t bytes) {
   pool.bytes = bytes;
   const auto [content, format] = key;
   if (content == Content::outputs) return;
-  const std::vector<std::byte> block = random_block(content, format, seed_);
+  std::vector<std::byte>& block = blocks_[key];
+  if (block.empty()) block = random_block(content, format, seed_);
   const auto size = static_cast<std::int64_t>(block.size());
   for (std::int64_t at = 0; at < bytes; at += size) {
     device_.upload(pool.memory + at, block.data(),

@@ -86,6 +86,7 @@ class Scratch {
   std::int64_t allocated_bytes_ = 0;
   std::int64_t slot_bytes_ = 0;
   std::map<Key, Pool> pools_;
+  std::map<Key, std::vector<std::byte>> blocks_;  ///< random values that pools are filled with
   std::vector<std::pair<std::byte*, std::int64_t>> retired_;  ///< pools that became too small
   std::map<std::string, std::byte*> constants_;               ///< by their bytes
 };
