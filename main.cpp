@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "calibrate/calibrate.hpp"
+#include "calibrate/execute/train.hpp"
 #include "calibrate/fit_nccl.hpp"
 #include "calibrate/read_nccl.hpp"
 #include "kernels/device.hpp"
@@ -61,6 +62,8 @@ struct Options {
   double time_limit_s = 480;
   bool resume = false;
   std::string command;  ///< as it was given
+  std::optional<DeviceKind> execute;
+  TrainOptions training;
 };
 
 bool wants_colour() {
@@ -87,10 +90,35 @@ void print_warnings(const Options& options, const Report& report) {
   for (const std::string& text : report.warnings) fmt::print(stderr, "warning: {}\n", text);
 }
 
+void write_run(const Options& options, const Study& study);
+
+/// The same step for real. Of MPI ranks only the first has results to write.
+int execute(const Options& options) {
+  const Scenario scenario = read_scenario(options.files[0]);
+  TrainOptions training = options.training;
+  training.device = *options.execute;
+  if (!options.quiet && isatty(STDERR_FILENO) != 0) {
+    training.progress = [](const TrainedStep& step) {
+      fmt::print(stderr, "step {}: loss {:.4f}, {:.3f} s\n", step.number, step.loss, step.seconds);
+    };
+  }
+  TrainingRun run = train(scenario, training);
+  if (!run.first_rank) return 0;
+  Study study =
+      study_executed(scenario, std::move(run.program), std::move(run.timeline), run.device);
+  for (const TrainedStep& step : run.steps) {
+    study.report.training.push_back(
+        {step.number, step.loss, step.mtp_loss, step.gradient_norm, step.seconds});
+  }
+  write_run(options, study);
+  return 0;
+}
+
 int run(const Options& options) {
   if (options.json == "-" && options.trace == "-") {
     reject("--json and --trace cannot both go to standard output");
   }
+  if (options.execute) return execute(options);
   Scenario scenario = read_scenario(options.files[0]);
   if (options.engine == Engine::sweep && network_of(scenario, options.fidelity) == Network::flows) {
     reject("--engine sweep knows no flows", "add --network formula, or leave --engine out");
@@ -100,6 +128,11 @@ int run(const Options& options) {
                                        .network = options.fidelity,
                                        .engine = options.engine.value_or(Engine::sweep),
                                        .isolated = !options.json.empty()});
+  write_run(options, study);
+  return 0;
+}
+
+void write_run(const Options& options, const Study& study) {
   print_notes(options, study.scenario);
   if (!options.trace.empty()) {
     std::vector<std::uint32_t> ranks = options.trace_ranks;
@@ -123,7 +156,6 @@ int run(const Options& options) {
     write_file("-",
                to_terminal(study.report, {.colour = wants_colour(), .timing = options.timing}));
   }
-  return 0;
 }
 
 int explain_scenario(const Options& options) {
@@ -406,6 +438,31 @@ int main_of(int argc, char** argv) {
           "how to simulate without flows (default: sweep)")
       ->check(CLI::IsMember({"sweep", "events"}));
   run_verb->add_flag("--timing", options.timing, "also say how long the simulation took");
+  run_verb
+      ->add_option_function<std::string>(
+          "--execute",
+          [&](const std::string& word) {
+            options.execute = word == "cuda" ? DeviceKind::cuda : DeviceKind::cpu;
+          },
+          "train for real, on CPU or GPU, instead of simulating")
+      ->check(CLI::IsMember({"cpu", "cuda"}));
+  run_verb->add_option("--steps", options.training.steps, "steps to train (5)")
+      ->needs("--execute")
+      ->check(CLI::Range(1, 1'000'000));
+  run_verb
+      ->add_option("--threads", options.training.threads,
+                   "of each rank on a CPU (default: this machine's, shared out)")
+      ->needs("--execute")
+      ->check(CLI::Range(1, 4096));
+  run_verb
+      ->add_option("--alone", options.training.alone,
+                   "only this rank, what it would get from others made up on its own device")
+      ->needs("--execute");
+  run_verb
+      ->add_option("--timeout", options.training.timeout_s,
+                   "seconds for which a rank waits for another (120)")
+      ->needs("--execute")
+      ->check(CLI::Range(0.1, 1e6));
 
   CLI::App* explain_verb =
       app.add_subcommand("explain", "resolved scenario, counts, memory, layout, Program, prices");
