@@ -179,8 +179,9 @@ TEST_P(AgainstReference, HasItsLossesAndGradients) {
       EXPECT_GT(compared, 10u);
     }
     EXPECT_NEAR(steps.losses[s], want.next_token_loss, 2e-5 * want.next_token_loss) << s;
-    if (!want.mtp_losses.empty())
+    if (!want.mtp_losses.empty()) {
       EXPECT_NEAR(steps.mtp_losses[s], want.mtp_losses[0], 2e-5 * want.mtp_losses[0]) << s;
+    }
     const double norm = reference::adam_step({.max_norm = 1}, want.gradients, parameters, state);
     EXPECT_NEAR(steps.gradient_norms[s], norm, 2e-4 * norm) << s;
   }
