@@ -8,14 +8,18 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdlib>
+#include <ctime>
 #include <filesystem>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "calibrate/calibrate.hpp"
 #include "calibrate/execute/train.hpp"
 #include "calibrate/fit_nccl.hpp"
 #include "calibrate/read_nccl.hpp"
+#include "kernels/device.hpp"
 #include "reports/compare.hpp"
 #include "reports/explain.hpp"
 #include "reports/json.hpp"
@@ -53,6 +57,11 @@ struct Options {
   std::string cluster;
   std::string out;
   NcclFitOptions fit;
+  std::string device;  ///< to calibrate; empty: the GPU, else the CPU
+  int threads = 0;
+  double time_limit_s = 480;
+  bool resume = false;
+  std::string command;  ///< as it was given
   std::optional<DeviceKind> execute;
   TrainOptions training;
 };
@@ -95,7 +104,8 @@ int execute(const Options& options) {
   }
   TrainingRun run = train(scenario, training);
   if (!run.first_rank) return 0;
-  Study study = study_executed(scenario, std::move(run.program), std::move(run.timeline), run.device);
+  Study study =
+      study_executed(scenario, std::move(run.program), std::move(run.timeline), run.device);
   for (const TrainedStep& step : run.steps) {
     study.report.training.push_back(
         {step.number, step.loss, step.mtp_loss, step.gradient_norm, step.seconds});
@@ -241,11 +251,145 @@ int calibrate_cluster(const Options& options) {
   return 0;
 }
 
+/// The device to calibrate. Throws where the one that was asked for is not there.
+std::unique_ptr<kernels::Device> open_device(const Options& options) {
+  if (options.device != "cpu") {
+    auto opened = kernels::open_cuda_device();
+    if (auto* device = std::get_if<std::unique_ptr<kernels::Device>>(&opened)) {
+      return std::move(*device);
+    }
+    const std::string& why = std::get<std::string>(opened);
+    if (options.device == "cuda") {
+      throw std::runtime_error(fmt::format("there is no GPU to calibrate: {}", why));
+    }
+    if (!options.quiet) fmt::print(stderr, "note: no GPU ({}): the CPU is calibrated\n", why);
+  }
+  return kernels::open_cpu_device(options.threads);
+}
+
+std::string today() {
+  const std::time_t now = std::time(nullptr);
+  std::tm utc{};
+  gmtime_r(&now, &utc);
+  char text[16];
+  std::strftime(text, sizeof text, "%Y-%m-%d", &utc);
+  return text;
+}
+
+/// A line that is written over, on a terminal only.
+void show_progress(const CalibrationProgress& p, double time_limit_s) {
+  if (isatty(STDERR_FILENO) == 0) return;
+  const std::string time =
+      p.measurement == nullptr
+          ? "left out"
+          : fmt::format("{} +- {:.1f} %", format_seconds(p.measurement->seconds),
+                        100 * p.measurement->error);
+  std::string line = fmt::format("{}/{} {:.0f} of {:.0f} s: {} {}", p.done, p.of, p.elapsed_s,
+                                 time_limit_s, p.what, time);
+  line.resize(std::min<std::size_t>(line.size(), 110));
+  fmt::print(stderr, "\r{:<110}{}", line, p.done == p.of ? "\r\x1b[K" : "");
+  std::fflush(stderr);
+}
+
+std::vector<Scenario> read_scenarios(const std::vector<std::string>& files) {
+  std::vector<Scenario> scenarios;
+  std::vector<Problem> problems;
+  for (const std::string& file : files) {
+    try {
+      scenarios.push_back(read_scenario(file));
+    } catch (const InputError& error) {
+      problems.insert(problems.end(), error.problems().begin(), error.problems().end());
+    }
+  }
+  if (!problems.empty()) throw InputError(std::move(problems));
+  return scenarios;
+}
+
+std::string calibration_report(const Calibration& c) {
+  std::string text = fmt::format("{}: {} shapes, {:.1f} % of the time of the steps' compute ops\n",
+                                 c.measured.profile.device.name, c.shapes, 100 * c.share);
+  text += fmt::format("{:<44} {:>6} {:>8} {:>8}  {}\n", "table", "points", "median", "90 %",
+                      "error of points held out");
+  for (const HeldOutError& e : c.measured.errors) {
+    if (e.points == 0) {
+      text += fmt::format("{:<44} {:>6}\n", e.family, "too few");
+    } else {
+      text += fmt::format("{:<44} {:>6} {:>6.1f} % {:>6.1f} %\n", e.family, e.points,
+                          100 * e.median, 100 * e.percentile_90);
+    }
+  }
+  return text;
+}
+
+int calibrate_device(const Options& options) {
+  const std::vector<Scenario> scenarios = read_scenarios(options.files);
+  for (const Scenario& scenario : scenarios) print_notes(options, scenario);
+  const std::filesystem::path folder = std::filesystem::path(options.out).parent_path();
+  if (!folder.empty() && !std::filesystem::is_directory(folder)) {
+    reject(fmt::format("--out: there is no folder {}", folder.string()));
+  }
+  const std::unique_ptr<kernels::Device> device = open_device(options);
+  const bool gpu = device->sms() >= 64 && options.device != "cpu";
+  const double host_bytes =
+      static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGESIZE));
+  CalibrationOptions how;
+  how.name = std::filesystem::path(options.out).stem().string();
+  how.journal = options.out + ".journal";
+  how.resume = options.resume;
+  how.time_limit_s = options.time_limit_s;
+  how.memory_bytes = host_bytes;
+  how.scratch_bytes = host_bytes / 2;
+  if (gpu) {
+    // All that the GPU gives; the cache is 50 MB.
+    how.scratch_bytes = 1e12;
+    how.least_rotation_bytes = std::int64_t{256} << 20;
+    how.most_rotation_bytes = std::int64_t{1} << 30;
+    how.flush = true;
+  }
+  how.provenance = fmt::format("{}, orrery {}, {}", options.command, ORRERY_VERSION, today());
+  const Calibration c =
+      calibrate(scenarios, *device, how, [&](const CalibrationProgress& progress) {
+        if (!options.quiet) show_progress(progress, options.time_limit_s);
+      });
+  write_file(options.out, c.yaml);
+  if (!options.quiet) {
+    for (const std::string& note : c.notes) fmt::print(stderr, "note: {}\n", note);
+    write_file("-", calibration_report(c));
+  }
+  return 0;
+}
+
+/// The verb has two uses: the links of a cluster from nccl-tests, or a device by measuring it.
+int calibrate_something(const Options& options) {
+  const bool nccl = !options.nccl.empty();
+  const bool device = !options.files.empty();
+  if (nccl == device) {
+    reject(nccl ? "calibrate fits a cluster (--nccl) or measures what scenarios need, not both"
+                : "calibrate needs scenarios to measure what their steps need, or --nccl",
+           "see orrery calibrate --help");
+  }
+  if (nccl) {
+    if (options.cluster.empty()) reject("--nccl needs --cluster, the cluster to start from");
+    if (!options.device.empty() || options.threads > 0 || options.resume) {
+      reject("--device, --threads and --resume are for measuring scenarios, not for --nccl");
+    }
+    return calibrate_cluster(options);
+  }
+  if (!options.cluster.empty()) reject("--cluster goes with --nccl");
+  if (options.out.empty() || options.out == "-") {
+    reject("--out needs the file to write the profile to",
+           "beside it lies the journal that --resume goes on with");
+  }
+  return calibrate_device(options);
+}
+
 int main_of(int argc, char** argv) {
   CLI::App app("Orrery: a clockwork model of a training cluster", "orrery");
   app.set_version_flag("--version", "orrery " ORRERY_VERSION);
   app.require_subcommand(1);
   Options options;
+  options.command = "orrery";
+  for (int i = 1; i < argc; ++i) options.command += fmt::format(" {}", argv[i]);
 
   const auto scenario = [&](CLI::App* verb) {
     verb->add_option("scenario", options.files, "scenario file")->required()->expected(1);
@@ -394,15 +538,37 @@ int main_of(int argc, char** argv) {
       ->needs("--collective")
       ->check(CLI::IsMember({"bf16", "fp8_tensor", "fp8_block"}));
 
-  CLI::App* calibrate_verb =
-      app.add_subcommand("calibrate", "fit a cluster's link rates to output of nccl-tests");
+  CLI::App* calibrate_verb = app.add_subcommand(
+      "calibrate",
+      "measure this machine's kernels, or fit a cluster's link rates to output of nccl-tests");
+  calibrate_verb
+      ->add_option("scenarios", options.files, "scenario files: what their steps need is measured")
+      ->expected(0, 64);
+  calibrate_verb->add_option("-o,--out", options.out,
+                             "write the profile, or cluster, to this file");
+  calibrate_verb->add_option("--device", options.device, "default: the GPU if there is one")
+      ->check(CLI::IsMember({"cpu", "cuda"}));
+  calibrate_verb->add_option("--threads", options.threads, "of the CPU (default: all)")
+      ->check(CLI::Range(1, 1024));
+  calibrate_verb
+      ->add_option_function<std::string>(
+          "--time-limit",
+          [&](const std::string& word) {
+            options.time_limit_s = *parse_quantity(word, Dimension::seconds);
+          },
+          "stop measuring after this long (8 min); the costliest shapes come first")
+      ->check([](const std::string& word) {
+        std::string why;
+        const auto seconds = parse_quantity(word, Dimension::seconds, &why);
+        if (!seconds) return "'" + word + "': " + (why.empty() ? "no time such as 8min" : why);
+        return std::string(*seconds > 0 ? "" : "must be above zero");
+      });
+  calibrate_verb->add_flag("--resume", options.resume,
+                           "go on where a run that was stopped or killed was");
+  quiet(calibrate_verb);
   calibrate_verb->add_option("--nccl", options.nccl, "what nccl-tests printed, or wrote as JSON")
-      ->required()
       ->expected(1, 1024);
-  calibrate_verb->add_option("--cluster", options.cluster, "cluster file to start from")
-      ->required();
-  calibrate_verb->add_option("--out", options.out,
-                             "write the cluster to this file, - for standard output");
+  calibrate_verb->add_option("--cluster", options.cluster, "cluster file to start from");
   calibrate_verb
       ->add_option("--keep", options.fit.keep, "quantities to leave alone, as nvlink.bandwidth,...")
       ->delimiter(',');
@@ -428,7 +594,7 @@ int main_of(int argc, char** argv) {
   if (*explain_verb) return explain_scenario(options);
   if (*compare_verb) return compare_scenarios(options);
   if (*network_verb) return ask_about_network(options);
-  if (*calibrate_verb) return calibrate_cluster(options);
+  if (*calibrate_verb) return calibrate_something(options);
   return validate_runs(options);
 }
 
