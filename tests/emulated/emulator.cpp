@@ -1,4 +1,5 @@
 #include <cuda_runtime.h>
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -17,8 +18,32 @@ struct Barrier {
   std::uint64_t generation = 0;
 };
 
+/// Where somebody stopped. Made by ucontext, but left and entered by jumps: swapcontext would ask
+/// the kernel for the signal mask each time.
+struct Context {
+  ucontext_t first{};
+  jmp_buf stopped{};
+  bool started = true;  ///< the scheduler is
+
+  void make(char* stack, void (*entry)()) {
+    getcontext(&first);
+    first.uc_stack.ss_sp = stack;
+    first.uc_stack.ss_size = kStackBytes;
+    first.uc_link = nullptr;
+    makecontext(&first, entry, 0);
+    started = false;
+  }
+};
+
+void switch_to(Context& from, Context& to) {
+  if (_setjmp(from.stopped) != 0) return;
+  if (to.started) _longjmp(to.stopped, 1);
+  to.started = true;
+  setcontext(&to.first);
+}
+
 struct Fiber {
-  ucontext_t context{};
+  Context context;
   std::unique_ptr<char[]> stack{new char[kStackBytes]};
   const Barrier* waits_for = nullptr;
   std::uint64_t generation = 0;
@@ -41,7 +66,7 @@ struct Block {
 
 /// One cluster of blocks at a time, on one thread.
 struct Machine {
-  ucontext_t scheduler{};
+  Context scheduler;
   std::vector<std::unique_ptr<Fiber>> fibers;
   std::vector<Block> blocks;
   Barrier cluster;
@@ -58,7 +83,7 @@ struct Machine {
   }
   void leave() {
     Fiber& f = *running;
-    swapcontext(&f.context, &scheduler);
+    switch_to(f.context, scheduler);
     enter(f);
   }
 };
@@ -90,7 +115,7 @@ void enter() {
   Machine& m = machine();
   (*m.body)();
   m.running->finished = true;
-  swapcontext(&m.running->context, &m.scheduler);
+  switch_to(m.running->context, m.scheduler);
 }
 
 bool waits(Fiber& f) {
@@ -115,11 +140,7 @@ void run_cluster(unsigned threads, std::size_t shared_bytes) {
   while (m.fibers.size() < fibers) m.fibers.push_back(std::make_unique<Fiber>());
   for (unsigned i = 0; i < fibers; ++i) {
     Fiber& fiber = *m.fibers[i];
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
-    fiber.context.uc_stack.ss_size = kStackBytes;
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, enter, 0);
+    fiber.context.make(fiber.stack.get(), enter);
     fiber.waits_for = nullptr;
     fiber.condition = nullptr;
     fiber.block = i / threads;
@@ -134,7 +155,7 @@ void run_cluster(unsigned threads, std::size_t shared_bytes) {
       if (fiber.finished || waits(fiber)) continue;
       moved = true;
       m.enter(fiber);
-      swapcontext(&m.scheduler, &fiber.context);
+      switch_to(m.scheduler, fiber.context);
       if (fiber.finished) --left;
     }
     if (between_turns) moved |= between_turns();
