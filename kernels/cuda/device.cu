@@ -168,6 +168,10 @@ void CUDART_CB run_host_work(void* data) {
 struct TimedEvent {
   Event time{cudaEventDefault};
   Event order{cudaEventDisableTiming};
+  /// Number of the recording that it was last recorded into; 0: a stream. A recording runs behind
+  /// all that was enqueued before and before all that comes, so nobody else has to wait for its
+  /// events.
+  int recorded_in = 0;
   std::int64_t reached_ns = 0;
 };
 
@@ -268,6 +272,7 @@ class CudaDevice final : public Device, private Recorder {
     use();
     const cudaStream_t s = at(stream).stream.get();
     TimedEvent& e = at(event);
+    e.recorded_in = this_recording();
     if (recording_) {
       check(cudaEventRecord(e.order.get(), s), "cudaEventRecord");
       check(cudaEventRecordWithFlags(e.time.get(), s, cudaEventRecordExternal), "cudaEventRecord");
@@ -281,6 +286,7 @@ class CudaDevice final : public Device, private Recorder {
   void wait(StreamHandle stream, EventHandle event) override {
     use();
     const TimedEvent& e = at(event);
+    if (e.recorded_in != this_recording()) return;
     check(cudaStreamWaitEvent(at(stream).stream.get(), (recording_ ? e.order : e.time).get(), 0),
           "cudaStreamWaitEvent");
   }
@@ -319,10 +325,15 @@ class CudaDevice final : public Device, private Recorder {
   }
 
   Recorder* recorder() override { return this; }
-  Profiler* profiler() override { return &cuda::profiler(); }
+  Profiler* profiler() override {
+    use();  // it synchronises the device of this thread
+    return &cuda::profiler();
+  }
 
  private:
   void use() const { check(cudaSetDevice(ordinal_), "cudaSetDevice"); }
+  /// Counted from 1; 0 while nothing is recorded.
+  int this_recording() const { return recording_ ? recordings_begun_ : 0; }
   WorkStream& at(StreamHandle stream) const {
     return *streams_.at(static_cast<std::size_t>(stream.index));
   }
@@ -348,6 +359,7 @@ class CudaDevice final : public Device, private Recorder {
     use();
     if (recording_) throw std::logic_error("a recording has begun already");
     recording_ = std::make_unique<Recording>();
+    ++recordings_begun_;
     // Relaxed: the first use of a kernel or of a library may allocate, which no graph sees.
     check(cudaStreamBeginCapture(recorder_stream_.get(), cudaStreamCaptureModeRelaxed),
           "cudaStreamBeginCapture");
@@ -412,6 +424,7 @@ class CudaDevice final : public Device, private Recorder {
   std::vector<std::unique_ptr<TimedEvent>> events_;
   std::vector<std::unique_ptr<HostWork>> host_work_;
   std::vector<std::unique_ptr<Recording>> recordings_;
+  int recordings_begun_ = 0;
   std::unique_ptr<Recording> recording_;  ///< while it is being made
   std::vector<int> pending_;              ///< events recorded since the last synchronize()
 };

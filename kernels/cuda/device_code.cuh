@@ -288,16 +288,25 @@ __device__ __forceinline__ float scale_of(float largest, Format format) {
   return ldexpf(1.0F, fraction == 0.5F ? exponent - 1 : exponent);
 }
 
-/// Divides by one number many times: one reciprocal, then a product and a step of Newton's method
-/// on the quotient, which rounds as a division does (Markstein, IBM J. Res. Dev. 34 (1990), 111).
-/// Where the remainder could be too small for a normal number, it divides.
+/// Divides by one positive number many times: one reciprocal, then a product and a step of Newton's method on
+/// the quotient, which rounds as a division does (Markstein, IBM J. Res. Dev. 34 (1990), 111). Where
+/// the remainder could be too small for a normal number, it divides.
 struct Divisor {
   float value, inverse;
   __device__ __forceinline__ explicit Divisor(float v) : value(v), inverse(1.0F / v) {}
-  __device__ __forceinline__ float under(float x) const {
-    if (value < 0x1p-90F || value > 0x1p90F) return x / value;
-    const float quotient = x * inverse;
-    return fmaf(fmaf(-quotient, value, x), inverse, quotient);
+  template <int kCount>
+  __device__ __forceinline__ void divide(float (&x)[kCount]) const {
+    if (value < 0x1p-90F || value > 0x1p90F) {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) x[i] /= value;
+      return;
+    }
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const float quotient = x[i] * inverse;
+      // The sum loses the sign of a zero.
+      x[i] = copysignf(fmaf(fmaf(-quotient, value, x[i]), inverse, quotient), x[i]);
+    }
   }
 };
 
@@ -323,9 +332,7 @@ __device__ __forceinline__ void store_tile(const View& v, std::int64_t row, std:
                                            int count, float (&x)[kOctet]) {
   if (v.scaling == Scaling::rows) {
     const float scale = scale_of(largest_of_16(largest_magnitude(x)), v.format);
-    const Divisor divisor(scale);
-#pragma unroll
-    for (int i = 0; i < kOctet; ++i) x[i] = divisor.under(x[i]);
+    Divisor(scale).divide(x);
     if (count > 0 && column % kTile == 0) v.scales[column / kTile * v.scale_pitch + row] = scale;
   }
   if (count > 0) store<kAccess, Formats::any>(v, row, column, count, x);

@@ -64,8 +64,7 @@ __global__ void __launch_bounds__(kBlock, 1) quantize_blocks(const __grid_consta
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       if (count[i] == 0) continue;
-#pragma unroll
-      for (int j = 0; j < kOctet; ++j) x[i][j] = divisor.under(x[i][j]);
+      divisor.divide(x[i]);
       store<kAccess, Formats::any>(job.to, block_row * kTile + i * 64 + threadIdx.x / 16, column,
                                    count[i], x[i]);
     }
@@ -205,9 +204,11 @@ __global__ void __launch_bounds__(kTransposeBlock, 1) transpose(const __grid_con
             float x[2];
             unpack_e4m3x2(words[4 * i + r] >> (16 * pair), x[0], x[1]);
             const float from_scale = mine.from_scales[16 * warp + 4 * i + r];
-            y[0][r] = by[0].under(x[0] * from_scale);
-            y[1][r] = by[1].under(x[1] * from_scale);
+            y[0][r] = x[0] * from_scale;
+            y[1][r] = x[1] * from_scale;
           }
+          by[0].divide(y[0]);
+          by[1].divide(y[1]);
 #pragma unroll
           for (int c = 0; c < 2; ++c) {
             columns[2 * pair + c][i] = pack_e4m3x2(y[c][0], y[c][1]) | pack_e4m3x2(y[c][2], y[c][3])
