@@ -159,7 +159,8 @@ TEST(ChooseGemm, WavesAreWhatTheSlowestBlockComputes) {
 }
 
 TEST(ChooseGemm, TheBestPlanWastesLeastOfTheLastWave) {
-  // Waves times a tile's area: what the slowest block computes. No plan of these has less.
+  // Waves times a tile's area: what the slowest block computes. No plan has 2 % less; within that,
+  // the one that loads less is better.
   for (const int sms : {112, 132}) {
     for (const Gemm& call : v3()) {
       if (sizes_of(call).k < 7168 || call.b.scaling == Scaling::rows) continue;
@@ -173,7 +174,7 @@ TEST(ChooseGemm, TheBestPlanWastesLeastOfTheLastWave) {
         // product.
         if (plan.layout.tile_n >= 128) least = std::min(least, area(plan));
       }
-      EXPECT_LE(static_cast<double>(area(plans.front())), 1.01 * static_cast<double>(least))
+      EXPECT_LE(static_cast<double>(area(plans.front())), 1.02 * static_cast<double>(least))
           << describe(plans.front());
     }
   }
