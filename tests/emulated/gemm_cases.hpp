@@ -197,6 +197,9 @@ class GemmProblem {
     return gemm;
   }
 
+  const GemmOperand& a() const { return *a_; }
+  const GemmOperand& b() const { return *b_; }
+
   std::unique_ptr<GemmOperand> make_d() const {
     const std::int64_t d_groups = case_.grouping == Grouping::contraction ? groups_ : 1;
     auto d = std::make_unique<GemmOperand>(d_groups * case_.m, case_.n, case_.d, Scaling::none,
