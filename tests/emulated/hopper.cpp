@@ -94,16 +94,18 @@ std::uint32_t swizzle(std::uint32_t address) {
 void perform(const Copy& c) {
   const int row_bytes = c.map.box_columns * c.map.element_bytes;
   for (int r = 0; r < c.map.box_rows; ++r) {
-    for (int byte = 0; byte < row_bytes; ++byte) {
+    // 16 bytes at a time: the swizzle moves no less.
+    for (int first = 0; first < row_bytes; first += 16) {
+      unsigned char chunk[16] = {};
       const std::int64_t row = c.row + r;
-      const std::int64_t column = c.column + byte / c.map.element_bytes;
-      unsigned char value = 0;
-      if (row >= 0 && row < c.map.rows && column >= 0 && column < c.map.columns) {
-        value = c.map.data[row * c.map.pitch_bytes + column * c.map.element_bytes +
-                           byte % c.map.element_bytes];
+      for (int i = 0; i < 16; i += c.map.element_bytes) {
+        const std::int64_t column = c.column + (first + i) / c.map.element_bytes;
+        if (row < 0 || row >= c.map.rows || column < 0 || column >= c.map.columns) continue;
+        std::memcpy(chunk + i, c.map.data + row * c.map.pitch_bytes + column * c.map.element_bytes,
+                    static_cast<std::size_t>(c.map.element_bytes));
       }
-      const auto at = c.to + static_cast<std::uint32_t>(r * row_bytes + byte);
-      *memory_at(c.rank, c.map.swizzled ? swizzle(at) : at, 1) = value;
+      const auto at = c.to + static_cast<std::uint32_t>(r * row_bytes + first);
+      std::memcpy(memory_at(c.rank, c.map.swizzled ? swizzle(at) : at, 16), chunk, 16);
     }
   }
   Mbarrier& barrier = barrier_at(c.rank, c.barrier);
@@ -143,30 +145,42 @@ struct Descriptor {
   }
 };
 
-/// 32 bytes of the contraction of row (or column, of B) `i`, decoded: 32 e4m3 or 16 bf16.
+const std::vector<float>& decoded_e4m3() {
+  static const std::vector<float> decoded = [] {
+    std::vector<float> all;
+    for (int c = 0; c < 256; ++c) {
+      all.push_back(orrery::kernels::float_of_e4m3(static_cast<std::uint8_t>(c)));
+    }
+    return all;
+  }();
+  return decoded;
+}
+
+float decoded_bf16(const unsigned char* from) {
+  std::uint16_t code = 0;
+  std::memcpy(&code, from, 2);
+  return orrery::kernels::float_of_bf16(code);
+}
+
+/// 32 bytes of the contraction of row (or column, of B) `i`, decoded: 32 e4m3 or 16 bf16. PTX ISA,
+/// canonical layouts with the 128-byte swizzle.
 void read(float* to, const Product& p, const Descriptor& d, int i, bool along_columns) {
   const auto at = static_cast<std::uint32_t>(i);
-  for (std::uint32_t k = 0; k < (p.bf16 ? 16U : 32U); ++k) {
-    const std::uint32_t bytes = p.bf16 ? 2 : 1;
-    // PTX ISA, canonical layouts with the 128-byte swizzle.
-    const std::uint32_t offset =
-        along_columns ? at / 64 * d.leading + k / 8 * d.stride + k % 8 * 128 + at % 64 * 2
-                      : at / 8 * d.stride + at % 8 * 128 + k * bytes;
-    const unsigned char* const from = memory_at(p.rank, swizzle(d.start + offset), bytes);
+  if (along_columns) {
+    const std::uint32_t first = d.start + at / 64 * d.leading + at % 64 * 2;
+    for (std::uint32_t k = 0; k < 16; ++k) {
+      const std::uint32_t offset = k / 8 * d.stride + k % 8 * 128;
+      to[k] = decoded_bf16(memory_at(p.rank, swizzle(first + offset), 2));
+    }
+    return;
+  }
+  const std::uint32_t first = d.start + at / 8 * d.stride + at % 8 * 128;
+  for (std::uint32_t chunk = 0; chunk < 2; ++chunk) {
+    const unsigned char* const from = memory_at(p.rank, swizzle(first + chunk * 16), 16);
     if (p.bf16) {
-      std::uint16_t code = 0;
-      std::memcpy(&code, from, 2);
-      to[k] = orrery::kernels::float_of_bf16(code);
+      for (int k = 0; k < 8; ++k) *to++ = decoded_bf16(from + 2 * k);
     } else {
-      static const std::vector<float> decoded = [] {
-        std::vector<float> all(256);
-        for (int c = 0; c < 256; ++c) {
-          all[static_cast<std::size_t>(c)] =
-              orrery::kernels::float_of_e4m3(static_cast<std::uint8_t>(c));
-        }
-        return all;
-      }();
-      to[k] = decoded[*from];
+      for (int k = 0; k < 16; ++k) *to++ = decoded_e4m3()[from[k]];
     }
   }
 }
