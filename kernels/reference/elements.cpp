@@ -1,0 +1,48 @@
+#include "kernels/reference/elements.hpp"
+
+#include <bit>
+#include <cmath>
+
+namespace orrery::kernels::reference {
+namespace {
+
+/// The float on the side of zero, with its last bit set where anything was lost: rounding that
+/// again, to at most 22 bits, gives what rounding the double at once gives (Boldo and Melquiond,
+/// "Emulation of FMA and correctly rounded sums: proved algorithms using rounding to odd", 2008).
+float odd_float_of(double value) {
+  const auto nearest = static_cast<float>(value);
+  if (static_cast<double>(nearest) == value || !std::isfinite(nearest)) return nearest;
+  const float below = std::fabs(static_cast<double>(nearest)) > std::fabs(value)
+                          ? std::nextafter(nearest, 0.0F)
+                          : nearest;
+  return std::bit_cast<float>(std::bit_cast<std::uint32_t>(below) | 1U);
+}
+
+}  // namespace
+
+double element_at(const Matrix& m, std::int64_t row, std::int64_t column) {
+  const std::int64_t index = row * m.pitch + column;
+  switch (m.format) {
+    case Format::fp32:
+      return double{static_cast<const float*>(m.data)[index]};
+    case Format::bf16:
+      return double{float_of_bf16(static_cast<const std::uint16_t*>(m.data)[index])};
+    case Format::e4m3:
+      return float_of_e4m3(static_cast<const std::uint8_t*>(m.data)[index]) *
+             scale_at(m, row, column);
+    case Format::e5m6:
+      return float_of_e5m6(load_e5m6(m.data, index)) * scale_at(m, row, column);
+  }
+  return 0;
+}
+
+void set_element(const Matrix& m, std::int64_t row, std::int64_t column, double value) {
+  const std::int64_t index = row * m.pitch + column;
+  if (m.format == Format::fp32) {
+    static_cast<float*>(m.data)[index] = static_cast<float>(value);
+  } else {
+    static_cast<std::uint16_t*>(m.data)[index] = bf16_of(odd_float_of(value));
+  }
+}
+
+}  // namespace orrery::kernels::reference
