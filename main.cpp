@@ -22,6 +22,7 @@
 #include "kernels/device.hpp"
 #include "reports/compare.hpp"
 #include "reports/explain.hpp"
+#include "reports/joined.hpp"
 #include "reports/json.hpp"
 #include "reports/network.hpp"
 #include "reports/output.hpp"
@@ -63,6 +64,7 @@ struct Options {
   bool resume = false;
   std::string command;  ///< as it was given
   std::optional<DeviceKind> execute;
+  std::vector<std::string> calibration;  ///< scenarios whose kernels are measured
   TrainOptions training;
 };
 
@@ -184,7 +186,10 @@ int compare_scenarios(const Options& options) {
   return 0;
 }
 
-int validate_runs(const Options& options) {
+int validate_execution(Options& options);
+
+int validate_runs(Options& options) {
+  if (options.execute) return validate_execution(options);
   std::vector<std::string> files = options.files;
   if (files.empty()) {
     const std::filesystem::path folder = "scenarios/runs";
@@ -321,9 +326,8 @@ std::string calibration_report(const Calibration& c) {
   return text;
 }
 
-int calibrate_device(const Options& options) {
-  const std::vector<Scenario> scenarios = read_scenarios(options.files);
-  for (const Scenario& scenario : scenarios) print_notes(options, scenario);
+/// Measures what the scenarios need and writes it to options.out.
+Calibration calibrate_scenarios(const Options& options, const std::vector<Scenario>& scenarios) {
   const std::filesystem::path folder = std::filesystem::path(options.out).parent_path();
   if (!folder.empty() && !std::filesystem::is_directory(folder)) {
     reject(fmt::format("--out: there is no folder {}", folder.string()));
@@ -347,14 +351,58 @@ int calibrate_device(const Options& options) {
     how.flush = true;
   }
   how.provenance = fmt::format("{}, orrery {}, {}", options.command, ORRERY_VERSION, today());
-  const Calibration c =
-      calibrate(scenarios, *device, how, [&](const CalibrationProgress& progress) {
-        if (!options.quiet) show_progress(progress, options.time_limit_s);
-      });
+  Calibration c = calibrate(scenarios, *device, how, [&](const CalibrationProgress& progress) {
+    if (!options.quiet) show_progress(progress, options.time_limit_s);
+  });
   write_file(options.out, c.yaml);
   if (!options.quiet) {
     for (const std::string& note : c.notes) fmt::print(stderr, "note: {}\n", note);
-    write_file("-", calibration_report(c));
+  }
+  return c;
+}
+
+int calibrate_device(const Options& options) {
+  const std::vector<Scenario> scenarios = read_scenarios(options.files);
+  for (const Scenario& scenario : scenarios) print_notes(options, scenario);
+  const Calibration c = calibrate_scenarios(options, scenarios);
+  if (!options.quiet) write_file("-", calibration_report(c));
+  return 0;
+}
+
+/// The closed loop: measures the kernels of other scenarios, predicts this one's step from them,
+/// executes it, and joins the two op by op.
+int validate_execution(Options& options) {
+  if (options.files.size() != 1) reject("--execute needs one scenario to validate");
+  Scenario scenario = read_scenario(options.files[0]);
+  print_notes(options, scenario);
+  options.device = *options.execute == DeviceKind::cuda ? "cuda" : "cpu";
+  options.threads = options.training.threads;
+  if (!options.calibration.empty()) {
+    if (options.out.empty()) {
+      options.out =
+          (std::filesystem::temp_directory_path() / fmt::format("orrery-{}.yaml", getpid()))
+              .string();
+    }
+    const Calibration c = calibrate_scenarios(options, read_scenarios(options.calibration));
+    if (!options.quiet && options.json != "-") write_file("-", calibration_report(c) + "\n");
+  }
+  if (!options.out.empty()) {
+    Problems problems;
+    scenario.profile = read_profile(read_document(options.out, problems), problems);
+    problems.throw_if_any();
+    scenario.profile.file = options.out;
+  }
+  options.training.device = *options.execute;
+  const TrainingRun run = train(scenario, options.training);
+  if (!run.first_rank) return 0;
+  // Alone on a machine, ranks are threads or processes that share it: the formula knows them.
+  ProgramRun predicted = run_program(scenario, run.program, Network::formula);
+  const Joined joined =
+      join_timelines(scenario, run.program, predicted.prices, predicted.timeline, run.timeline);
+  if (!options.json.empty()) write_file(options.json, to_json(joined));
+  if (options.json != "-") {
+    write_file("-", fmt::format("{}, executed on {}\n\n", scenario.name, run.device) +
+                        to_terminal(joined));
   }
   return 0;
 }
@@ -417,6 +465,30 @@ int main_of(int argc, char** argv) {
         ->check(CLI::IsMember({"formula", "flows"}));
   };
 
+  const auto execution = [&](CLI::App* verb, const char* text) {
+    verb->add_option_function<std::string>(
+            "--execute",
+            [&](const std::string& word) {
+              options.execute = word == "cuda" ? DeviceKind::cuda : DeviceKind::cpu;
+            },
+            text)
+        ->check(CLI::IsMember({"cpu", "cuda"}));
+    verb->add_option("--steps", options.training.steps, "steps to train (5)")
+        ->needs("--execute")
+        ->check(CLI::Range(1, 1'000'000));
+    verb->add_option("--threads", options.training.threads,
+                     "of each rank on a CPU (default: this machine's, shared out)")
+        ->needs("--execute")
+        ->check(CLI::Range(1, 4096));
+    verb->add_option("--alone", options.training.alone,
+                     "only this rank, what it would get from others made up on its own device")
+        ->needs("--execute");
+    verb->add_option("--timeout", options.training.timeout_s,
+                     "seconds for which a rank waits for another (120)")
+        ->needs("--execute")
+        ->check(CLI::Range(0.1, 1e6));
+  };
+
   CLI::App* run_verb = app.add_subcommand("run", "simulate one step of a scenario");
   scenario(run_verb);
   json(run_verb);
@@ -438,31 +510,7 @@ int main_of(int argc, char** argv) {
           "how to simulate without flows (default: sweep)")
       ->check(CLI::IsMember({"sweep", "events"}));
   run_verb->add_flag("--timing", options.timing, "also say how long the simulation took");
-  run_verb
-      ->add_option_function<std::string>(
-          "--execute",
-          [&](const std::string& word) {
-            options.execute = word == "cuda" ? DeviceKind::cuda : DeviceKind::cpu;
-          },
-          "train for real, on CPU or GPU, instead of simulating")
-      ->check(CLI::IsMember({"cpu", "cuda"}));
-  run_verb->add_option("--steps", options.training.steps, "steps to train (5)")
-      ->needs("--execute")
-      ->check(CLI::Range(1, 1'000'000));
-  run_verb
-      ->add_option("--threads", options.training.threads,
-                   "of each rank on a CPU (default: this machine's, shared out)")
-      ->needs("--execute")
-      ->check(CLI::Range(1, 4096));
-  run_verb
-      ->add_option("--alone", options.training.alone,
-                   "only this rank, what it would get from others made up on its own device")
-      ->needs("--execute");
-  run_verb
-      ->add_option("--timeout", options.training.timeout_s,
-                   "seconds for which a rank waits for another (120)")
-      ->needs("--execute")
-      ->check(CLI::Range(0.1, 1e6));
+  execution(run_verb, "train for real, on CPU or GPU, instead of simulating");
 
   CLI::App* explain_verb =
       app.add_subcommand("explain", "resolved scenario, counts, memory, layout, Program, prices");
@@ -483,6 +531,16 @@ int main_of(int argc, char** argv) {
   validate_verb->add_option("runs", options.files, "files (default: scenarios/runs/*.yaml)");
   json(validate_verb);
   validate_verb->add_flag("--fail-above", options.fail_above, "exit 3 if an aim is missed");
+  quiet(validate_verb);
+  execution(validate_verb, "execute a scenario's step, on CPU or GPU, and compare the prediction");
+  validate_verb
+      ->add_option("--calibrate", options.calibration,
+                   "scenarios whose kernels are measured first, for the prediction")
+      ->needs("--execute");
+  validate_verb
+      ->add_option("--profile", options.out,
+                   "profile to predict with; with --calibrate, where it is written")
+      ->needs("--execute");
 
   CLI::App* network_verb =
       app.add_subcommand("network", "a cluster's links, or a collective on it");

@@ -333,7 +333,7 @@ class CudaDevice final : public Device, private Recorder {
  private:
   void use() const { check(cudaSetDevice(ordinal_), "cudaSetDevice"); }
   /// Counted from 1; 0 while nothing is recorded.
-  int this_recording() const { return recording_ ? static_cast<int>(recordings_.size()) + 1 : 0; }
+  int this_recording() const { return recording_ ? recordings_begun_ : 0; }
   WorkStream& at(StreamHandle stream) const {
     return *streams_.at(static_cast<std::size_t>(stream.index));
   }
@@ -359,6 +359,7 @@ class CudaDevice final : public Device, private Recorder {
     use();
     if (recording_) throw std::logic_error("a recording has begun already");
     recording_ = std::make_unique<Recording>();
+    ++recordings_begun_;
     // Relaxed: the first use of a kernel or of a library may allocate, which no graph sees.
     check(cudaStreamBeginCapture(recorder_stream_.get(), cudaStreamCaptureModeRelaxed),
           "cudaStreamBeginCapture");
@@ -423,6 +424,7 @@ class CudaDevice final : public Device, private Recorder {
   std::vector<std::unique_ptr<TimedEvent>> events_;
   std::vector<std::unique_ptr<HostWork>> host_work_;
   std::vector<std::unique_ptr<Recording>> recordings_;
+  int recordings_begun_ = 0;
   std::unique_ptr<Recording> recording_;  ///< while it is being made
   std::vector<int> pending_;              ///< events recorded since the last synchronize()
 };

@@ -39,11 +39,15 @@ inline float code_at(const Matrix& m, std::int64_t row, std::int64_t column) {
   return 0;
 }
 
+/// With its scale. Exact: the product of a code's value and a scale fits a double.
 inline double element(const Matrix& m, std::int64_t row, std::int64_t column) {
   const float* scale = scale_at(m, row, column);
   return scale == nullptr ? double{code_at(m, row, column)}
                           : double{code_at(m, row, column)} * double{*scale};
 }
+
+/// Rounds once, from double to the format. Matrices without scales only.
+void set_element(const Matrix& m, std::int64_t row, std::int64_t column, double value);
 
 /// Rounds to the format; a scaled matrix is given the code's number.
 inline void set_code(const Matrix& m, std::int64_t row, std::int64_t column, float value) {
@@ -80,8 +84,7 @@ inline float scale_of(float largest, Format format) {
 inline void store(const Matrix& m, std::int64_t rows, const Values& value) {
   if (m.scaling == Scaling::none) {
     for (std::int64_t r = 0; r < rows; ++r) {
-      for (std::int64_t c = 0; c < m.columns; ++c)
-        set_code(m, r, c, static_cast<float>(value(r, c)));
+      for (std::int64_t c = 0; c < m.columns; ++c) set_element(m, r, c, value(r, c));
     }
     return;
   }

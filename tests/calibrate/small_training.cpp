@@ -65,14 +65,15 @@ Scenario small_scenario(const std::string& model, const std::string& plan) {
   return read_scenario_text(text, "small.yaml", ORRERY_SOURCE_DIR "/scenarios");
 }
 
-std::vector<std::int32_t> random_tokens(std::int64_t step, std::int64_t sequence,
-                                        std::int64_t count, std::int64_t vocabulary) {
+std::vector<std::int32_t> random_tokens(const Scenario& scenario, std::int64_t step,
+                                        std::int64_t sequence) {
   Random random =
       Random::of({11, static_cast<std::uint64_t>(step), static_cast<std::uint64_t>(sequence)});
+  const auto vocabulary = static_cast<std::uint64_t>(scenario.model.vocabulary);
+  const std::int64_t count = scenario.plan.sequence_length + 1 + scenario.model.mtp_modules;
   std::vector<std::int32_t> tokens;
   for (std::int64_t i = 0; i < count; ++i) {
-    tokens.push_back(
-        static_cast<std::int32_t>(random.below(static_cast<std::uint64_t>(vocabulary))));
+    tokens.push_back(static_cast<std::int32_t>(random.below(vocabulary)));
   }
   return tokens;
 }
@@ -103,13 +104,11 @@ void collect(const Scenario& scenario, const Lowered& lowered, Trained& trained)
 
 }  // namespace
 
-Trained train_in_threads(const Scenario& scenario, int steps) {
+Trained train_small(const Scenario& scenario, int steps) {
   const Program program = build_step(scenario, {.all_ranks = true});
   const auto ranks = static_cast<int>(scenario.plan.parallelism.world());
   const Tokens tokens = [&](std::int64_t step, std::int64_t sequence) {
-    return random_tokens(step, sequence,
-                         scenario.plan.sequence_length + 1 + scenario.model.mtp_modules,
-                         scenario.model.vocabulary);
+    return random_tokens(scenario, step, sequence);
   };
   const int rounds = std::max(steps, 1);
   Trained trained;

@@ -32,10 +32,10 @@ struct Trained {
 };
 
 /// Trains for `steps`, or only computes the gradients of the first where steps is 0.
-Trained train_in_threads(const Scenario& scenario, int steps);
+Trained train_small(const Scenario& scenario, int steps);
 
 /// Token ids that any seed gives: sequence of the global batch of a step.
-std::vector<std::int32_t> random_tokens(std::int64_t step, std::int64_t sequence,
-                                        std::int64_t count, std::int64_t vocabulary);
+std::vector<std::int32_t> random_tokens(const Scenario& scenario, std::int64_t step,
+                                        std::int64_t sequence);
 
 }  // namespace orrery
