@@ -28,27 +28,43 @@ DeviceTimer::DeviceTimer(kernels::Device& device, const TimingStream& stream,
 }
 
 double DeviceTimer::run(int repeats) {
-  return time(repeats, slots_, next_slot_, sms_);
+  kernels::Recorder* const recorder = repeats > 1 ? device_.recorder() : nullptr;
+  if (recorder != nullptr && recorded_repeats_ != repeats) {
+    recorder->begin();
+    enqueue(repeats, slots_, next_slot_, sms_);
+    recording_ = recorder->end();
+    recorded_repeats_ = repeats;
+  }
+  if (flush_) device_.flush_cache(stream_.stream);
+  if (recorder != nullptr) {
+    recorder->enqueue(*recording_);
+  } else {
+    enqueue(repeats, slots_, next_slot_, sms_);
+  }
+  return time_between_events();
 }
 
 double DeviceTimer::reference() {
   std::size_t next = 0;
-  return time(1, reference_, next, 0);
+  enqueue(1, reference_, next, 0);
+  return time_between_events();
 }
 
 double DeviceTimer::now_s() {
   return steady_now_s();
 }
 
-double DeviceTimer::time(int repeats, const std::vector<OpCalls>& slots, std::size_t& next,
-                         int sms) {
-  if (flush_) device_.flush_cache(stream_.stream);
+void DeviceTimer::enqueue(int repeats, const std::vector<OpCalls>& slots, std::size_t& next,
+                          int sms) {
   device_.record(stream_.stream, stream_.begin);
   for (int i = 0; i < repeats; ++i) {
     for (const kernels::Call& call : slots[next]) device_.enqueue(stream_.stream, call, sms);
     next = (next + 1) % slots.size();
   }
   device_.record(stream_.stream, stream_.end);
+}
+
+double DeviceTimer::time_between_events() {
   device_.synchronize();
   const std::int64_t ns = device_.reached_ns(stream_.end) - device_.reached_ns(stream_.begin);
   return static_cast<double>(ns) * 1e-9;

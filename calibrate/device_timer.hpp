@@ -1,6 +1,7 @@
 #pragma once
 // Times Calls on a device, begin to begin, as they follow each other in a step.
 
+#include <optional>
 #include <vector>
 
 #include "calibrate/measure.hpp"
@@ -38,7 +39,9 @@ class DeviceTimer final : public Timed {
   double now_s() override;
 
  private:
-  double time(int repeats, const std::vector<OpCalls>& slots, std::size_t& next, int sms);
+  /// Events and runs on the stream, from slot `next` on.
+  void enqueue(int repeats, const std::vector<OpCalls>& slots, std::size_t& next, int sms);
+  double time_between_events();
 
   kernels::Device& device_;
   TimingStream stream_;
@@ -47,6 +50,8 @@ class DeviceTimer final : public Timed {
   std::vector<OpCalls> reference_;
   bool flush_;
   std::size_t next_slot_ = 0;
+  std::optional<kernels::RecordingHandle> recording_;
+  int recorded_repeats_ = 0;
 };
 
 }  // namespace orrery

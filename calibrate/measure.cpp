@@ -17,14 +17,13 @@ int repeats_for(double one_run_s, const MeasureOptions& options) {
   return static_cast<int>(std::clamp(wanted, 1.0, static_cast<double>(options.max_repeats)));
 }
 
-Measurement attempt(Timed& timed, const MeasureOptions& options, int repeats,
+Measurement attempt(Timed& timed, const MeasureOptions& options, int repeats, double until_s,
                     std::vector<double>& references) {
   const double before_s = reference_s(timed);
-  const double begin_s = timed.now_s();
   std::vector<double> samples;
   do {
     samples.push_back(timed.run(repeats) / repeats);
-  } while (!enough_samples(samples, options.rule) && timed.now_s() - begin_s < options.limit_s);
+  } while (!enough_samples(samples, options.rule) && timed.now_s() < until_s);
   const double after_s = reference_s(timed);
   references.push_back(before_s);
   references.push_back(after_s);
@@ -45,15 +44,16 @@ Measurement attempt(Timed& timed, const MeasureOptions& options, int repeats,
 
 Measurement measure(Timed& timed, const MeasureOptions& options, std::vector<double>& references) {
   // The first run loads code and touches pages; the second is like those that follow.
+  const double until_s = timed.now_s() + options.limit_s;
   const double first_s = timed.run(1);
   if (first_s >= options.limit_s) {
     // There is no time for more. How well a single run is known, it does not tell.
     return {.seconds = first_s, .error = 1, .samples = 1};
   }
   const int repeats = repeats_for(timed.run(1), options);
-  Measurement best = attempt(timed, options, repeats, references);
-  for (int i = 1; i < options.attempts && !best.steady; ++i) {
-    const Measurement next = attempt(timed, options, repeats, references);
+  Measurement best = attempt(timed, options, repeats, until_s, references);
+  for (int i = 1; i < options.attempts && !best.steady && timed.now_s() < until_s; ++i) {
+    const Measurement next = attempt(timed, options, repeats, until_s, references);
     if (next.drift < best.drift) best = next;
     best.attempts = i + 1;
   }

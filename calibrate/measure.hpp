@@ -27,7 +27,7 @@ struct MeasureOptions {
   StoppingRule rule{.min_samples = 12, .max_samples = 60, .wanted_error = 0.005};
   double sample_s = 1e-3;  ///< a sample repeats the work until it takes this long
   int max_repeats = 512;   ///< in one sample
-  double limit_s = 5;      ///< of the clock, for all samples of one attempt
+  double limit_s = 5;      ///< of the clock, for all attempts: no sample begins later
   double largest_drift = 0.05;
   int attempts = 3;
 };

@@ -20,6 +20,7 @@ namespace {
 constexpr std::size_t kFolds = 5;
 constexpr double kRooflineSpread = 0.5;
 constexpr double kLeastSpread = 0.005;  // the error that samples stop at (MeasureOptions)
+constexpr double kMostSpread = 10;      // of a profile
 /// A kernel's inner loop may be this much faster than the best whole kernel of a table.
 constexpr double kHeadroom = 1.5;
 
@@ -44,7 +45,8 @@ std::vector<double> fold_ratios(const std::vector<Point>& points,
 }
 
 double spread_of(const HeldOutError& error) {
-  return error.points == 0 ? kRooflineSpread : std::max(error.percentile_68, kLeastSpread);
+  if (error.points == 0) return kRooflineSpread;
+  return std::clamp(error.percentile_68, kLeastSpread, kMostSpread);
 }
 
 // ---- GEMM

@@ -17,7 +17,7 @@
 
 namespace orrery {
 
-class KnownDevice final : public kernels::Device {
+class KnownDevice final : public kernels::Device, public kernels::Recorder {
  public:
   explicit KnownDevice(int sms = 8) : sms_(sms) {}
   ~KnownDevice() override {
@@ -34,6 +34,9 @@ class KnownDevice final : public kernels::Device {
   std::size_t memory_bytes = std::size_t{1} << 44;
   bool copies = true;  ///< uploads of more than 1 MB write memory, too
   std::function<void(const kernels::Call&)> seen = [](const kernels::Call&) {};
+
+  bool has_recorder = false;
+  double enqueue_s = 0;  ///< that the host takes for a call, while the device waits
 
   std::map<void*, std::size_t> allocated;
   std::size_t allocated_bytes = 0;
@@ -81,13 +84,28 @@ class KnownDevice final : public kernels::Device {
   void enqueue(kernels::StreamHandle, const kernels::Call& call, int sms) override {
     const std::string why = kernels::why_impossible(call);
     if (!why.empty()) throw std::logic_error(kernels::describe(call) + ": " + why);
-    ++calls;
-    seen(call);
-    now_ns_ += 1e9 * seconds_of(call, sms) * (1 + noise * normal_(random_));
+    const auto run = [this, call, sms] {
+      ++calls;
+      seen(call);
+      now_ns_ += 1e9 * seconds_of(call, sms) * (1 + noise * normal_(random_));
+    };
+    if (recording_) {
+      recordings_.back().push_back(run);
+    } else {
+      now_ns_ += 1e9 * enqueue_s;
+      run();
+    }
   }
   void enqueue_host(kernels::StreamHandle, std::function<void()> work) override { work(); }
   void record(kernels::StreamHandle, kernels::EventHandle event) override {
-    reached_[static_cast<std::size_t>(event.index)] = std::llround(now_ns_);
+    const auto reach = [this, event] {
+      reached_[static_cast<std::size_t>(event.index)] = std::llround(now_ns_);
+    };
+    if (recording_) {
+      recordings_.back().push_back(reach);
+    } else {
+      reach();
+    }
   }
   void wait(kernels::StreamHandle, kernels::EventHandle) override {}
   void synchronize() override {}
@@ -99,7 +117,24 @@ class KnownDevice final : public kernels::Device {
     now_ns_ += 1e5;
   }
 
+  kernels::Recorder* recorder() override { return has_recorder ? this : nullptr; }
+
+  // ---- Recorder
+  void begin() override {
+    recording_ = true;
+    recordings_.emplace_back();
+  }
+  kernels::RecordingHandle end() override {
+    recording_ = false;
+    return {static_cast<int>(recordings_.size()) - 1};
+  }
+  void enqueue(kernels::RecordingHandle recording) override {
+    for (const auto& step : recordings_[static_cast<std::size_t>(recording.index)]) step();
+  }
+
  private:
+  bool recording_ = false;
+  std::vector<std::vector<std::function<void()>>> recordings_;
   int sms_;
   int streams_ = 0;
   double now_ns_ = 1e12;

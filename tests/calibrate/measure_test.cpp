@@ -117,9 +117,13 @@ TEST(Measure, TheLimitEndsItAndOneSampleIsTakenAtLeast) {
   EXPECT_EQ(single.samples, 1u);
   EXPECT_EQ(single.error, 1);
   EXPECT_EQ(machine.runs, 1);
-  const Measurement m = measure(machine, {.limit_s = 11, .largest_drift = 1}, references);
+  // Two runs to warm up, then samples of 2 s each.
+  const Measurement m = measure(machine, {.limit_s = 15, .largest_drift = 1}, references);
   EXPECT_GE(m.samples, 4u);
   EXPECT_LE(m.samples, 7u);
+  // No further attempt begins, however unsteady the machine.
+  machine.slowness = [](double now) { return 1 + 0.2 * (now - 100); };
+  EXPECT_EQ(measure(machine, {.limit_s = 15}, references).attempts, 1);
 }
 
 TEST(Measure, WhatWasTakenWhileTheMachineSlowedDownIsDropped) {
@@ -151,7 +155,7 @@ TEST(Measure, AMachineThatNeverSettlesIsSaidToBeUnsteady) {
   machine.per_sample_s = 0.1;
   machine.slowness = [](double now) { return 1 + 0.2 * (now - 100); };
   std::vector<double> references;
-  const Measurement m = measure(machine, {.attempts = 4}, references);
+  const Measurement m = measure(machine, {.limit_s = 100, .attempts = 4}, references);
   EXPECT_EQ(m.attempts, 4);
   EXPECT_FALSE(m.steady);
   EXPECT_GT(m.drift, 0.05);

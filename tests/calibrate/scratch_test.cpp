@@ -203,5 +203,27 @@ TEST(DeviceTimer, FlushesBeforeASampleAndNotWithinIt) {
   EXPECT_EQ(device.flushes, 1u);
 }
 
+TEST(DeviceTimer, PlaysRecordedSamplesWithoutTheHostsTime) {
+  KnownDevice device;
+  device.enqueue_s = 50e-6;
+  Scratch scratch(device, kMega, 100 * kMega, 1);
+  std::vector<OpCalls> slots;
+  for (int i = 0; i < 4; ++i) {
+    scratch.begin_slot();
+    slots.push_back({fill(scratch, 1000 * (i + 1))});
+  }
+  double four = 0;
+  for (const OpCalls& slot : slots) four += device.seconds_of(slot[0], 0);
+  {
+    DeviceTimer eager(device, make_timing_stream(device), slots, 0, slots[0], true);
+    EXPECT_NEAR(eager.run(4), four + 4 * 50e-6, 2e-9);
+  }
+  device.has_recorder = true;
+  DeviceTimer played(device, make_timing_stream(device), slots, 0, slots[0], true);
+  EXPECT_NEAR(played.run(4), four, 2e-9);
+  EXPECT_NEAR(played.run(4), four, 2e-9);
+  EXPECT_NEAR(played.run(8), 2 * four, 2e-9);
+}
+
 }  // namespace
 }  // namespace orrery
