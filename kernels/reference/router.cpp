@@ -141,7 +141,7 @@ void run(const Permute& p) {
   const auto row_of = [](const Matrix& m, std::int64_t row) {
     return static_cast<std::byte*>(m.data) + element_bytes(row, m.pitch, m.format);
   };
-  for (std::int32_t r = 0; r < *p.used_rows; ++r) {
+  for (std::int64_t r = 0; r < rows_in_use(p.used_rows, p.to); ++r) {
     const std::int32_t source = p.row_source[r];
     if (source < 0) {
       std::memset(row_of(p.to, r), 0, bytes);
