@@ -169,7 +169,8 @@ class CpuDevice::Stream {
 };
 
 CpuDevice::CpuDevice(int threads)
-    : threads_(threads > 0 ? threads : tbb::info::default_concurrency()) {
+    : threads_(threads > 0 ? std::min(threads, tbb::info::default_concurrency())
+                           : tbb::info::default_concurrency()) {
   arena_of(threads_);
 }
 

@@ -19,7 +19,7 @@ namespace orrery::kernels {
 /// All members but those of the streams' own threads are called by one thread at a time.
 class CpuDevice final : public Device {
  public:
-  /// Threads that a call may use; 0: all that this process may use.
+  /// Threads that a call may use; 0, or more than there are: all that this process may use.
   explicit CpuDevice(int threads);
   /// What has not begun does not run any more.
   ~CpuDevice() override;

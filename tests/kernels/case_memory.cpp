@@ -369,7 +369,7 @@ std::string CaseMemory::compare(const Buffer& mine, const Buffer& reference) con
   const bool rounded =
       mine.kind == Kind::bf16 || mine.kind == Kind::e4m3 || mine.kind == Kind::e5m6;
   const double may = mine.tolerance.may_differ * static_cast<double>(written) + 4;
-  if (rounded && static_cast<double>(differ) > may) {
+  if (rounded && mine.tolerance.may_differ >= 0 && static_cast<double>(differ) > may) {
     return fmt::format("{} of {} elements differ, {:.0f} may", differ, written, may);
   }
   return {};
