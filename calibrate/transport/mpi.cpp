@@ -222,19 +222,22 @@ class Progress {
     return {std::move(posts), order_};
   }
 
-  /// Without anything to wait for, until there is; else so long that several ranks on one core do
-  /// not take it from each other, and so short that it is little beside what is waited for.
+  /// Without anything to wait for, until there is; else for a sixteenth of the time that nothing
+  /// has happened for: little beside it, and long enough to leave the core to others.
   void rest(int idle, Order order) {
     constexpr int kYields = 20;
     std::unique_lock lock(mutex_);
     const auto called = [&] { return !posts_.empty() || order_ != order; };
+    if (idle == 1) idle_since_ = Clock::now();
     if (active_.size() == 1 && !matcher_.has_receives() && order == Order::run) {
       changed_.wait(lock, called);
     } else if (idle <= kYields) {
       lock.unlock();
       std::this_thread::yield();
     } else {
-      changed_.wait_for(lock, std::min(10us * (idle - kYields), 250us), called);
+      const auto idle_for = std::chrono::nanoseconds(Clock::now() - idle_since_);
+      changed_.wait_for(lock, std::clamp<std::chrono::nanoseconds>(idle_for / 16, 5us, 1ms),
+                        called);
     }
   }
 
@@ -451,6 +454,7 @@ class Progress {
   Matcher<Arrival, Receive> matcher_;
   int left_ = 0;
   bool said_left_ = false;
+  Clock::time_point idle_since_;
   Clock::time_point leave_by_;
 };
 
