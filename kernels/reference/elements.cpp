@@ -20,22 +20,6 @@ float odd_float_of(double value) {
 
 }  // namespace
 
-double element_at(const Matrix& m, std::int64_t row, std::int64_t column) {
-  const std::int64_t index = row * m.pitch + column;
-  switch (m.format) {
-    case Format::fp32:
-      return double{static_cast<const float*>(m.data)[index]};
-    case Format::bf16:
-      return double{float_of_bf16(static_cast<const std::uint16_t*>(m.data)[index])};
-    case Format::e4m3:
-      return float_of_e4m3(static_cast<const std::uint8_t*>(m.data)[index]) *
-             scale_at(m, row, column);
-    case Format::e5m6:
-      return float_of_e5m6(load_e5m6(m.data, index)) * scale_at(m, row, column);
-  }
-  return 0;
-}
-
 void set_element(const Matrix& m, std::int64_t row, std::int64_t column, double value) {
   const std::int64_t index = row * m.pitch + column;
   if (m.format == Format::fp32) {
