@@ -73,7 +73,7 @@ struct Sums {
   }
   void store() {
     for (std::int64_t r = 0; r < to.rows; ++r) {
-      for (std::int64_t c = 0; c < to.columns; ++c) set_element(to, r, c, at(r, c));
+      for (std::int64_t c = 0; c < to.columns; ++c) set_code(to, r, c, at(r, c));
     }
   }
 };
@@ -96,7 +96,7 @@ void run(const AttentionForward& call) {
         out += weights[static_cast<std::size_t>(j)] / sum *
                element(call.v, at.key_row + j, at.kv_head * s.d_v + c);
       }
-      set_element(call.out, at.row, at.head * s.d_v + c, out);
+      set_code(call.out, at.row, at.head * s.d_v + c, out);
     }
   });
 }

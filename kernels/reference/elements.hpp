@@ -2,6 +2,7 @@
 // Elements of matrices one by one, in double.
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <functional>
@@ -45,27 +46,36 @@ inline double element(const Matrix& m, std::int64_t row, std::int64_t column) {
                           : double{code_at(m, row, column)} * double{*scale};
 }
 
-/// Rounds to the format; a scaled matrix is given the code's number.
-inline void set_code(const Matrix& m, std::int64_t row, std::int64_t column, float value) {
+/// The float on the side of zero, with its last bit set where anything was lost: rounding that
+/// again, to at most 22 bits, gives what rounding the double at once gives (Boldo and Melquiond,
+/// "Emulation of FMA and correctly rounded sums: proved algorithms using rounding to odd", 2008).
+inline float odd_float_of(double value) {
+  const auto nearest = static_cast<float>(value);
+  if (static_cast<double>(nearest) == value || !std::isfinite(nearest)) return nearest;
+  const float below = std::abs(static_cast<double>(nearest)) > std::abs(value)
+                          ? std::nextafter(nearest, 0.0F)
+                          : nearest;
+  return std::bit_cast<float>(std::bit_cast<std::uint32_t>(below) | 1U);
+}
+
+/// Rounds once, from double to the format; a scaled matrix is given the code's number.
+inline void set_code(const Matrix& m, std::int64_t row, std::int64_t column, double value) {
   const std::int64_t i = row * m.pitch + column;
   switch (m.format) {
     case Format::fp32:
-      static_cast<float*>(m.data)[i] = value;
+      static_cast<float*>(m.data)[i] = static_cast<float>(value);
       return;
     case Format::bf16:
-      static_cast<std::uint16_t*>(m.data)[i] = bf16_of(value);
+      static_cast<std::uint16_t*>(m.data)[i] = bf16_of(odd_float_of(value));
       return;
     case Format::e4m3:
-      static_cast<std::uint8_t*>(m.data)[i] = e4m3_of(value);
+      static_cast<std::uint8_t*>(m.data)[i] = e4m3_of(odd_float_of(value));
       return;
     case Format::e5m6:
-      store_e5m6(m.data, i, e5m6_of(value));
+      store_e5m6(m.data, i, e5m6_of(odd_float_of(value)));
       return;
   }
 }
-
-/// Rounds once, from double to fp32 or bf16.
-void set_element(const Matrix& m, std::int64_t row, std::int64_t column, double value);
 
 /// What a result is before it is rounded: value(row, column).
 using Values = std::function<double(std::int64_t, std::int64_t)>;
@@ -83,8 +93,7 @@ inline float scale_of(float largest, Format format) {
 inline void store(const Matrix& m, std::int64_t rows, const Values& value) {
   if (m.scaling == Scaling::none) {
     for (std::int64_t r = 0; r < rows; ++r) {
-      for (std::int64_t c = 0; c < m.columns; ++c)
-        set_code(m, r, c, static_cast<float>(value(r, c)));
+      for (std::int64_t c = 0; c < m.columns; ++c) set_code(m, r, c, value(r, c));
     }
     return;
   }

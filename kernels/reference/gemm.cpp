@@ -24,7 +24,7 @@ void multiply(const Gemm& c, const Product& p) {
       for (std::int64_t x = 0; x < p.k; ++x) {
         sum += a(p.a_row + i, p.a_k + x) * b(p.b_row + j, p.b_k + x);
       }
-      set_element(c.d, p.d_row + i, j, sum);
+      set_code(c.d, p.d_row + i, j, sum);
     }
   }
 }

@@ -10,7 +10,7 @@ void run(const Embedding& e) {
     const std::int64_t row = e.tokens[r] - e.first_row;
     const bool here = row >= 0 && row < e.table.rows;
     for (std::int64_t c = 0; c < e.out.columns; ++c) {
-      set_code(e.out, r, c, here ? static_cast<float>(element(e.table, row, c)) : 0.0F);
+      set_code(e.out, r, c, here ? element(e.table, row, c) : 0.0);
     }
   }
 }
@@ -26,7 +26,7 @@ void run(const EmbeddingBackward& e) {
         any = true;
       }
       if (any) {
-        set_code(e.d_table, row, c, static_cast<float>(element(e.d_table, row, c) + sum));
+        set_code(e.d_table, row, c, element(e.d_table, row, c) + sum);
       }
     }
   }
@@ -74,7 +74,7 @@ void run(const CrossEntropyBackward& b) {
         gradient = std::exp(element(b.logits, r, c) - b.lse[r]);
         if (c + b.first_column == b.targets[r]) gradient -= 1;
       }
-      set_code(b.logits, r, c, static_cast<float>(gradient * b.scale));
+      set_code(b.logits, r, c, gradient * b.scale);
     }
   }
 }
