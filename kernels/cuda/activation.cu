@@ -85,9 +85,9 @@ __global__ void __launch_bounds__(kBackwardBlock, 1)
   constexpr bool kGated = kKind == Activation::swiglu;
   const std::int64_t width = job.d_out.columns;
   const std::int64_t octets = octets_of(rows_in_use(job.used_rows, job.d_out.rows), job.tiles);
-  Raw gate;
-  Raw up;
-  Raw slope;
+  Raw gate{};
+  Raw up{};
+  Raw slope{};
   stream<1>(
       octets,
       [&](int, std::int64_t index) {
