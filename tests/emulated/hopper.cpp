@@ -221,6 +221,10 @@ float load_shared(std::uint32_t address) {
   std::memcpy(&value, memory_at(emulator::rank_in_cluster(), address, 4), 4);
   return value;
 }
+float2 load_shared_pair(std::uint32_t address) {
+  if (address % 8 != 0) fail("a pair that is not aligned");
+  return {load_shared(address), load_shared(address + 4)};
+}
 void clear_shared(std::uint32_t address) {
   std::memset(memory_at(emulator::rank_in_cluster(), address, 16), 0, 16);
 }

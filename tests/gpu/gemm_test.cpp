@@ -130,6 +130,25 @@ TEST_F(GpuGemm, TheLibrarysAreExact) {
   }
 }
 
+TEST_F(GpuGemm, Fp32IsNotMultipliedAsTf32) {
+  // 1 + 2^-13 has more bits than TF32 keeps.
+  GemmOperand a(128, 64, Format::fp32), b(128, 64, Format::fp32), d(128, 128, Format::fp32);
+  for (std::int64_t r = 0; r < 128; ++r) {
+    for (std::int64_t k = 0; k < 64; ++k) {
+      a.set(r, k, k == 0 ? 1 + 0x1p-13F : 0);
+      b.set(r, k, 1);
+    }
+  }
+  Gemm call;
+  call.a = on_device(a);
+  call.b = on_device(b);
+  call.d = on_device(d);
+  device().enqueue(stream(), call);
+  device().synchronize();
+  device().download(d.matrix().data, call.d.data, d.data_bytes());
+  EXPECT_EQ(d.stored(77, 5), 1 + 0x1p-13F);
+}
+
 // ---------------------------------------------------------------------------------------------
 // DeepSeek-V3's shapes.
 
