@@ -304,8 +304,7 @@ void wgmma_commit() {
 }
 void wait_for_batches(int under_way) {
   Batches& mine = my_batches();
-  if (mine.closed.size() <= static_cast<std::size_t>(under_way)) return;
-  if (late) {
+  if (mine.closed.size() > static_cast<std::size_t>(under_way) && late) {
     // Others may go on before the products read shared memory.
     State& s = state();
     const std::uint64_t then = s.turn + 3;
@@ -317,6 +316,8 @@ void wait_for_batches(int under_way) {
     for (const Product& p : mine.closed.front()) perform(p);
     mine.closed.pop_front();
   }
+  // .sync.aligned: no lane is ahead of its warp.
+  emulator::exchange(0);
 }
 
 void be_late(bool yes) {
