@@ -48,7 +48,7 @@ double dot(const Matrix& a, std::int64_t a_row, std::int64_t a_column, const Mat
            std::int64_t b_row, std::int64_t b_column, std::int64_t width) {
   double sum = 0;
   for (std::int64_t c = 0; c < width; ++c) {
-    sum += element_at(a, a_row, a_column + c) * element_at(b, b_row, b_column + c);
+    sum += element(a, a_row, a_column + c) * element(b, b_row, b_column + c);
   }
   return sum;
 }
@@ -73,7 +73,7 @@ struct Sums {
   }
   void store() {
     for (std::int64_t r = 0; r < to.rows; ++r) {
-      for (std::int64_t c = 0; c < to.columns; ++c) set_element(to, r, c, at(r, c));
+      for (std::int64_t c = 0; c < to.columns; ++c) set_code(to, r, c, at(r, c));
     }
   }
 };
@@ -94,9 +94,9 @@ void run(const AttentionForward& call) {
       double out = 0;
       for (std::int64_t j = 0; j < at.keys; ++j) {
         out += weights[static_cast<std::size_t>(j)] / sum *
-               element_at(call.v, at.key_row + j, at.kv_head * s.d_v + c);
+               element(call.v, at.key_row + j, at.kv_head * s.d_v + c);
       }
-      set_element(call.out, at.row, at.head * s.d_v + c, out);
+      set_code(call.out, at.row, at.head * s.d_v + c, out);
     }
   });
 }
@@ -119,14 +119,11 @@ void run(const AttentionBackward& call) {
           dot(call.d_out, at.row, at.head * s.d_v, call.v, key, at.kv_head * s.d_v, s.d_v);
       const double d_s = p * (d_p - row_sum) * double{s.scale};
       for (std::int64_t c = 0; c < s.d_qk; ++c) {
-        d_q.at(at.row, at.head * s.d_qk + c) +=
-            d_s * element_at(call.k, key, at.kv_head * s.d_qk + c);
-        d_k.at(key, at.kv_head * s.d_qk + c) +=
-            d_s * element_at(call.q, at.row, at.head * s.d_qk + c);
+        d_q.at(at.row, at.head * s.d_qk + c) += d_s * element(call.k, key, at.kv_head * s.d_qk + c);
+        d_k.at(key, at.kv_head * s.d_qk + c) += d_s * element(call.q, at.row, at.head * s.d_qk + c);
       }
       for (std::int64_t c = 0; c < s.d_v; ++c) {
-        d_v.at(key, at.kv_head * s.d_v + c) +=
-            p * element_at(call.d_out, at.row, at.head * s.d_v + c);
+        d_v.at(key, at.kv_head * s.d_v + c) += p * element(call.d_out, at.row, at.head * s.d_v + c);
       }
     }
   });

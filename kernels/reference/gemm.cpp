@@ -13,18 +13,18 @@ struct Product {
 void multiply(const Gemm& c, const Product& p) {
   // (row, k) of an operand, however it is stored.
   const auto a = [&](std::int64_t row, std::int64_t k) {
-    return c.a_transposed ? element_at(c.a, k, row) : element_at(c.a, row, k);
+    return c.a_transposed ? element(c.a, k, row) : element(c.a, row, k);
   };
   const auto b = [&](std::int64_t row, std::int64_t k) {
-    return c.b_transposed ? element_at(c.b, k, row) : element_at(c.b, row, k);
+    return c.b_transposed ? element(c.b, k, row) : element(c.b, row, k);
   };
   for (std::int64_t i = 0; i < p.m; ++i) {
     for (std::int64_t j = 0; j < c.d.columns; ++j) {
-      double sum = c.accumulate ? element_at(c.d, p.d_row + i, j) : 0;
+      double sum = c.accumulate ? element(c.d, p.d_row + i, j) : 0;
       for (std::int64_t x = 0; x < p.k; ++x) {
         sum += a(p.a_row + i, p.a_k + x) * b(p.b_row + j, p.b_k + x);
       }
-      set_element(c.d, p.d_row + i, j, sum);
+      set_code(c.d, p.d_row + i, j, sum);
     }
   }
 }
