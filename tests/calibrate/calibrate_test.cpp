@@ -261,6 +261,16 @@ TEST_F(CalibrateKnown, KernelsThatDoNotExistAreLeftOutAndSaid) {
   }));
 }
 
+TEST_F(CalibrateKnown, MemoryIsWhatTheDeviceGivesWhereNobodySaysIt) {
+  const std::vector<Scenario> scenarios{toy_scenario()};
+  options_.memory_bytes = 0;
+  device_.memory_bytes = std::size_t{3} << 30;
+  const Calibration c = calibrate(scenarios, device_, options_);
+  const double found = c.measured.profile.device.memory_bytes;
+  EXPECT_LE(found, 3.0 * (1 << 30));
+  EXPECT_GT(found, 2.8 * (1 << 30));
+}
+
 TEST_F(CalibrateKnown, ResultsOfAnotherMachineAreNotResumed) {
   const std::vector<Scenario> scenarios{toy_scenario()};
   struct Killed {};
