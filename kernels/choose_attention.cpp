@@ -161,7 +161,7 @@ std::int64_t cudnn_backward_bytes(const AttentionShape& shape) {
   const std::int64_t all = shape.batch * shape.heads;
   const std::int64_t scores = all * round_up(shape.q_len, 128) * round_up(shape.kv_len, 128) * 2;
   const bool grouped = shape.heads != shape.kv_heads;
-  return scores + (grouped ? all * shape.kv_len * (shape.d_qk + shape.d_v) * 2 : 0);
+  return scores + (grouped ? all * shape.kv_len * (shape.d_qk + shape.d_v) * 2 : 0) + 256;
 }
 
 AttentionPiece choose_piece(const AttentionShape& shape, std::int64_t bytes) {

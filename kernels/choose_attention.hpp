@@ -46,7 +46,8 @@ AttentionKernel choose_attention(const AttentionBackward& call, const AttentionD
 
 /// Bytes that cuDNN 9.19 takes on Hopper for a backward pass that adds dQ up in a fixed order: it
 /// keeps the gradient of all scores, BF16, lengths rounded up to 128, and with grouped queries dK
-/// and dV of every query head. (128 heads of 16384 tokens: 64 GiB, the allocation that fails in
+/// and dV of every query head, and a few bytes. (128 heads of 16384 tokens: 64 GiB, the allocation
+/// that fails in
 /// benchmark/sdpa_benchmark_training/results/h200_919_only_cudnn/dsv3_20260227_034744.csv of
 /// NVIDIA/cudnn-frontend@3929da2.)
 std::int64_t cudnn_backward_bytes(const AttentionShape& shape);

@@ -1,9 +1,11 @@
 #pragma once
-// Attention on the CUDA cores, in FP32, of FP32 or BF16 operands: any mask, any length, head dimensions up
-// to 256. It is there so that everything runs; 32 rows a block and four threads a row are not fast.
+// Attention on the CUDA cores, in FP32, of FP32 or BF16 operands: any mask, any length, head
+// dimensions up to 256. It is there so that everything runs; 32 rows a block and four threads a row
+// are not fast.
 
 #include <cstdint>
 
+#include "kernels/choose_attention.hpp"
 #include "kernels/cuda/attention_device.cuh"
 
 namespace orrery::kernels::cuda::attention {
@@ -44,30 +46,36 @@ struct SimpleArguments {
   SimpleShape shape;
   Rows<const T> q, k, v, d_out;
   Rows<T> out, d_q, d_k, d_v;
-  float* lse;
-  float* row_sums;  ///< (batch, heads, q_len)
+  float* lse_out;    ///< (batch, heads, q_len), of the forward pass,
+  const float* lse;  ///< and of the backward pass
+  float* row_sums;   ///< (batch, heads, q_len)
 };
 
-__device__ __forceinline__ float number_of(float x) { return x; }
+__device__ __forceinline__ float number_of(float x) {
+  return x;
+}
 __device__ __forceinline__ float number_of(std::uint16_t code) {
   return __uint_as_float(static_cast<std::uint32_t>(code) << 16U);
 }
-__device__ __forceinline__ void put(float* to, float x) { *to = x; }
+__device__ __forceinline__ void put(float* to, float x) {
+  *to = x;
+}
 __device__ __forceinline__ void put(std::uint16_t* to, float x) {
   *to = static_cast<std::uint16_t>(pack_bf16x2(x, 0.0F));
 }
 
-/// 32 rows from `first` of a head into shared memory as FP32, zero behind the last. `pitch`: of both
-/// tiles' rows there, odd, so that four rows lie in four banks.
+/// 32 rows from `first` of a head into shared memory as FP32, zero behind the last. `pitch`: of
+/// both tiles' rows there, odd, so that four rows lie in four banks.
 template <class T>
-__device__ __forceinline__ void load_rows(float* to, int pitch, const Rows<T>& from, std::int64_t base,
-                                          int first, int length, int column, int d) {
+__device__ __forceinline__ void load_rows(float* to, int pitch, const Rows<T>& from,
+                                          std::int64_t base, int first, int length, int column,
+                                          int d) {
   for (int i = static_cast<int>(threadIdx.x); i < kSimpleRows * d; i += kSimpleThreads) {
     const int r = i / d;
     const int c = i - r * d;
-    to[r * pitch + c] =
-        first + r < length ? number_of(from.data[(base + first + r) * from.pitch + column + c])
-                           : 0.0F;
+    to[r * pitch + c] = first + r < length
+                            ? number_of(from.data[(base + first + r) * from.pitch + column + c])
+                            : 0.0F;
   }
 }
 __device__ __forceinline__ float dot(const float* a, const float* b, int d) {
@@ -84,18 +92,20 @@ __device__ __forceinline__ float largest_of_row(float x) {
   return fmaxf(x, from_lane_xor(x, 2));
 }
 
-/// Floats of shared memory: four tiles of rows and two of scores.
-__device__ __forceinline__ int odd_pitch(int d) { return d + 1 + d % 2; }
-inline std::int64_t simple_shared_bytes(std::int64_t d_qk, std::int64_t d_v) {
-  const std::int64_t pitches = 2 * (d_qk + 1 + d_qk % 2) + 2 * (d_v + 1 + d_v % 2);
+ORRERY_HOST_DEVICE inline int odd_pitch(int d) {
+  return d + 1 - d % 2;
+}
+/// Bytes of shared memory: four tiles of rows and two of scores.
+inline int simple_shared_bytes(std::int64_t d_qk, std::int64_t d_v) {
+  const int pitches = 2 * odd_pitch(static_cast<int>(d_qk)) + 2 * odd_pitch(static_cast<int>(d_v));
   return 4 * (kSimpleRows * pitches + 2 * kSimpleRows * (kSimpleRows + 1));
 }
 
 struct SimpleMemory {
   int pitch_qk, pitch_v;
-  float *rows_qk, *rows_v;    ///< of the block: queries (and dO), or keys and values
+  float *rows_qk, *rows_v;      ///< of the block: queries (and dO), or keys and values
   float *others_qk, *others_v;  ///< that it walks over
-  float *scores, *gradients;  ///< (row, other)
+  float *scores, *gradients;    ///< (row, other)
   static constexpr int kPitch = kSimpleRows + 1;
 
   __device__ __forceinline__ explicit SimpleMemory(const SimpleShape& s) {
@@ -124,8 +134,8 @@ __device__ __forceinline__ void add_products(float (&columns)[kColumns], const f
 }
 template <int kColumns, class T>
 __device__ __forceinline__ void put_columns(const float (&columns)[kColumns], float factor,
-                                            const Rows<T>& to, std::int64_t row, int column, int place,
-                                            int d) {
+                                            const Rows<T>& to, std::int64_t row, int column,
+                                            int place, int d) {
 #pragma unroll
   for (int i = 0; i < kColumns; ++i) {
     const int c = kThreadsPerRow * i + place;
@@ -203,7 +213,7 @@ __global__ void __launch_bounds__(kSimpleThreads)
       put_columns(out, sum > 0 ? 1 / sum : 0.0F, arguments.out, sequence * s.q_len + first + r,
                   head * s.d_v, place, s.d_v);
       if (place == 0) {
-        arguments.lse[all_heads * s.q_len + first + r] = largest + log_of(sum);
+        arguments.lse_out[all_heads * s.q_len + first + r] = largest + log_of(sum);
       }
     }
   }
@@ -325,9 +335,9 @@ __global__ void __launch_bounds__(kSimpleThreads)
             const float score =
                 s.scale * dot(m.rows_qk + r * m.pitch_qk, m.others_qk + j * m.pitch_qk, s.d_qk);
             probability = exp_of(score - arguments.lse[numbers + query + j]);
-            gradient = probability *
-                       (dot(m.rows_v + r * m.pitch_v, m.others_v + j * m.pitch_v, s.d_v) -
-                        arguments.row_sums[numbers + query + j]);
+            gradient =
+                probability * (dot(m.rows_v + r * m.pitch_v, m.others_v + j * m.pitch_v, s.d_v) -
+                               arguments.row_sums[numbers + query + j]);
           }
           m.scores[r * SimpleMemory::kPitch + j] = probability;
           m.gradients[r * SimpleMemory::kPitch + j] = gradient;
@@ -351,8 +361,9 @@ __global__ void __launch_bounds__(kSimpleThreads)
 
 inline SimpleShape simple_shape_of(const AttentionShape& s) {
   const auto narrow = [](std::int64_t x) { return static_cast<std::int32_t>(x); };
-  return {narrow(s.batch),  narrow(s.heads), narrow(s.kv_heads), narrow(s.q_len), narrow(s.kv_len),
-          narrow(s.d_qk),   narrow(s.d_v),   s.scale,            s.causal,        s.query_positions};
+  return {narrow(s.batch),  narrow(s.heads),  narrow(s.kv_heads), narrow(s.q_len),
+          narrow(s.kv_len), narrow(s.d_qk),   narrow(s.d_v),      s.scale,
+          s.causal,         s.query_positions};
 }
 template <class T>
 Rows<T> rows_of(const Matrix& matrix) {
@@ -366,7 +377,7 @@ SimpleArguments<T> simple_arguments(const AttentionForward& call) {
   a.k = rows_of<const T>(call.k);
   a.v = rows_of<const T>(call.v);
   a.out = rows_of<T>(call.out);
-  a.lse = call.lse;
+  a.lse_out = call.lse;
   return a;
 }
 template <class T>
@@ -381,7 +392,7 @@ SimpleArguments<T> simple_arguments(const AttentionBackward& call) {
   a.d_q = rows_of<T>(call.d_q);
   a.d_k = rows_of<T>(call.d_k);
   a.d_v = rows_of<T>(call.d_v);
-  a.lse = const_cast<float*>(call.lse);  // only read
+  a.lse = call.lse;
   a.row_sums = static_cast<float*>(call.workspace);
   return a;
 }

@@ -561,6 +561,8 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
   Ring ring{(shared_address(dynamic_shared()) + kSwizzleBytes - 1) / kSwizzleBytes * kSwizzleBytes};
 
   if (threadIdx.x == 0) {
+    prefetch_map(&args.a);
+    prefetch_map(&args.b);
     for (Ring r = ring; r.parity == 0; r.advance<Traits>()) {
       init_barrier(r.full<Traits>(), 1);
       init_barrier(r.empty<Traits>(), cluster * kConsumerWarps);

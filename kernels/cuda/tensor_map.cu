@@ -55,4 +55,31 @@ CUtensorMap make_map(const MapRequest& r) {
   return map;
 }
 
+CUtensorMap make_map(const void* data, const std::int64_t (&sizes)[4],
+                     const std::int64_t (&strides)[4], const int (&box)[4]) {
+  cuuint64_t extents[4];
+  cuuint64_t pitches[3];
+  cuuint32_t boxes[4];
+  const cuuint32_t steps[4] = {1, 1, 1, 1};
+  for (int i = 0; i < 4; ++i) {
+    extents[i] = static_cast<cuuint64_t>(sizes[i]);
+    boxes[i] = static_cast<cuuint32_t>(box[i]);
+    if (i > 0) pitches[i - 1] = static_cast<cuuint64_t>(strides[i]) * 2;
+  }
+  CUtensorMap map;
+  const CUresult result =
+      encoder()(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, const_cast<void*>(data), extents,
+                pitches, boxes, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (result != CUDA_SUCCESS) {
+    std::string text = "cuTensorMapEncodeTiled: error " + std::to_string(result) + " for";
+    for (int i = 0; i < 4; ++i) {
+      text += " " + std::to_string(sizes[i]) + " (" + std::to_string(strides[i]) + " apart, " +
+              std::to_string(box[i]) + " a box)";
+    }
+    throw std::runtime_error(text);
+  }
+  return map;
+}
+
 }  // namespace orrery::kernels::cuda

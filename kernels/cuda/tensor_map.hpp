@@ -23,4 +23,9 @@ struct MapRequest {
 };
 CUtensorMap make_map(const MapRequest& request);
 
+/// BF16 of four dimensions, the fastest first (`strides` in elements, the first is 1), of which
+/// boxes are loaded, swizzled. Throws std::runtime_error.
+CUtensorMap make_map(const void* data, const std::int64_t (&sizes)[4],
+                     const std::int64_t (&strides)[4], const int (&box)[4]);
+
 }  // namespace orrery::kernels::cuda

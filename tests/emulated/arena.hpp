@@ -52,18 +52,23 @@ class Arena {
   }
 
   /// An arena with the same bytes, whose operands are made again by the same calls and then left as
-  /// they are.
-  Arena copy() const {
+  /// they are. `base`: where the bytes are for who runs the call, kBytes at a multiple of 256;
+  /// null: here.
+  Arena copy(void* base = nullptr) const {
     Arena other = *this;
     other.filled_ = true;
+    other.base_ = static_cast<std::byte*>(base);
     other.used_ = 0;
     other.outputs_.clear();
     return other;
   }
 
+  std::byte* data() { return reinterpret_cast<std::byte*>(memory_.data()); }
+  const std::byte* data() const { return reinterpret_cast<const std::byte*>(memory_.data()); }
+
   /// 256 bytes from what was there before, at a multiple of 256 plus `offset`.
   void* bytes(std::size_t size, std::size_t offset = 0) {
-    void* const begin = data() + used_ + 256 + offset;
+    void* const begin = base() + used_ + 256 + offset;
     used_ = (used_ + 256 + offset + size + 255) / 256 * 256;
     if (used_ > kBytes) throw std::length_error("the arena is full");
     return begin;
@@ -86,9 +91,10 @@ class Arena {
     return array<T>(1, [&](std::int64_t) { return value; });
   }
 
-  /// Normal numbers; those of the gaps between rows too. `offset` in elements.
+  /// Normal numbers, or value(index); those of the gaps between rows too. `offset` in elements.
   Matrix matrix(std::int64_t rows, std::int64_t columns, Format format,
-                Scaling scaling = Scaling::none, std::int64_t gap = 0, std::int64_t offset = 0) {
+                Scaling scaling = Scaling::none, std::int64_t gap = 0, std::int64_t offset = 0,
+                const std::function<float(std::int64_t)>& value = {}) {
     Matrix m{.rows = rows, .columns = columns, .pitch = columns + gap, .format = format};
     const std::int64_t elements = rows * m.pitch;
     const auto size = [&](std::int64_t n) {
@@ -96,7 +102,7 @@ class Arena {
     };
     m.data = bytes(size(elements), size(offset));
     if (!filled_) {
-      for (std::int64_t i = 0; i < elements; ++i) put(m, i, normal());
+      for (std::int64_t i = 0; i < elements; ++i) put(m, i, value ? value(i) : normal());
     }
     if (scaling != Scaling::none) {
       m.scaling = scaling;
@@ -116,10 +122,20 @@ class Arena {
 
   /// Elements that the call writes, and how exactly. All that is no output has to stay, or be
   /// written, bit for bit as by the reference.
-  void output(const Matrix& m, Tolerance tolerance) { outputs_.push_back({m, tolerance}); }
+  void output(const Matrix& m, Tolerance tolerance) {
+    outputs_.push_back({m, static_cast<const std::byte*>(m.data) - base(), tolerance});
+  }
   void output(const Matrix& m) { output(m, rounding_of(m.format)); }
   void output(float* values, std::int64_t elements, Tolerance tolerance = {1e-5, 1e-6}) {
     output({.data = values, .rows = 1, .columns = elements, .pitch = elements}, tolerance);
+  }
+
+  /// One number in double.
+  void output(double* value, Tolerance tolerance) {
+    outputs_.push_back({{.rows = 1, .columns = 1, .pitch = 1},
+                        reinterpret_cast<const std::byte*>(value) - base(),
+                        tolerance,
+                        true});
   }
 
   /// The first differences of `other`, for people; empty if there is none.
@@ -131,18 +147,18 @@ class Arena {
     };
     std::vector<bool> compared(kBytes);
     for (std::size_t o = 0; o < outputs_.size(); ++o) {
-      const Matrix& m = outputs_[o].matrix;
+      const Output& output = outputs_[o];
+      const Matrix& m = output.matrix;
+      const std::int64_t bits = output.wide ? 64 : bits_of(m.format);
       for (std::int64_t r = 0; r < m.rows; ++r) {
         for (std::int64_t c = 0; c < m.columns; ++c) {
           const std::int64_t i = r * m.pitch + c;
-          const std::int64_t first_bit = i * bits_of(m.format);
-          const auto begin = static_cast<const std::byte*>(m.data) - data();
-          for (std::int64_t b = first_bit / 8; b * 8 < first_bit + bits_of(m.format); ++b) {
-            compared[static_cast<std::size_t>(begin + b)] = true;
+          for (std::int64_t b = i * bits / 8; b * 8 < (i + 1) * bits; ++b) {
+            compared[static_cast<std::size_t>(output.offset + b)] = true;
           }
-          const double want = get(m, i);
-          const double got = get(other.outputs_[o].matrix, i);
-          const Tolerance& t = outputs_[o].tolerance;
+          const double want = value_of(output, i);
+          const double got = other.value_of(other.outputs_[o], i);
+          const Tolerance& t = output.tolerance;
           const bool same = std::isnan(want)
                                 ? std::isnan(got)
                                 : std::abs(want - got) <= t.absolute + t.relative * std::abs(want);
@@ -173,22 +189,25 @@ class Arena {
   };
   struct Output {
     Matrix matrix;
+    std::ptrdiff_t offset = 0;
     Tolerance tolerance;
+    bool wide = false;  ///< double
   };
 
-  std::byte* data() { return reinterpret_cast<std::byte*>(memory_.data()); }
-  const std::byte* data() const { return reinterpret_cast<const std::byte*>(memory_.data()); }
+  std::byte* base() { return base_ != nullptr ? base_ : data(); }
 
-  static double get(const Matrix& m, std::int64_t i) {
-    switch (m.format) {
+  double value_of(const Output& output, std::int64_t i) const {
+    const std::byte* const at = data() + output.offset;
+    if (output.wide) return *reinterpret_cast<const double*>(at);
+    switch (output.matrix.format) {
       case Format::fp32:
-        return static_cast<const float*>(m.data)[i];
+        return reinterpret_cast<const float*>(at)[i];
       case Format::bf16:
-        return float_of_bf16(static_cast<const std::uint16_t*>(m.data)[i]);
+        return float_of_bf16(reinterpret_cast<const std::uint16_t*>(at)[i]);
       case Format::e4m3:
-        return float_of_e4m3(static_cast<const std::uint8_t*>(m.data)[i]);
+        return float_of_e4m3(reinterpret_cast<const std::uint8_t*>(at)[i]);
       case Format::e5m6:
-        return float_of_e5m6(load_e5m6(m.data, i));
+        return float_of_e5m6(load_e5m6(at, i));
     }
     return 0;
   }
@@ -210,6 +229,7 @@ class Arena {
   }
 
   std::vector<Line> memory_;
+  std::byte* base_ = nullptr;
   std::size_t used_ = 0;
   bool filled_ = false;
   std::vector<Output> outputs_;

@@ -1,5 +1,5 @@
-// The CUDA device on a GPU. Each test skips itself, with the reason, where there is none; it fails if
-// the environment has ORRERY_NEEDS_GPU.
+// The CUDA device on a GPU. Each test skips itself, with the reason, where there is none; it fails
+// if the environment has ORRERY_NEEDS_GPU.
 
 #include <gtest/gtest.h>
 
@@ -18,9 +18,11 @@
 #include <variant>
 #include <vector>
 
+#include "../emulated/streaming_cases.hpp"
 #include "kernels/call.hpp"
 #include "kernels/device.hpp"
 #include "kernels/profiler.hpp"
+#include "kernels/reference/reference.hpp"
 
 namespace orrery::kernels {
 namespace {
@@ -274,6 +276,34 @@ TEST_F(Gpu, CountsTheBytesOfACopy) {
   EXPECT_NEAR(counted[0] / all, 1, 0.1);
   EXPECT_NEAR(counted[1] / all, 1, 0.1);
 }
+
+// ---------------------------------------------------------------------------------------------
+// Calls against the reference, with all SMs and with some.
+
+class GpuCalls : public Gpu, public testing::WithParamInterface<streaming::Family> {};
+
+TEST_P(GpuCalls, AreAsTheReference) {
+  const StreamHandle stream = device().create_stream();
+  char* const there = allocate<char>(Arena::kBytes);
+  std::uint32_t seed = 0;
+  for (const auto& make : GetParam().cases()) {
+    for (const int sms : {0, 20}) {
+      Arena wanted(++seed);
+      const Call call = make(wanted);
+      Arena got = wanted.copy(there);
+      const Call call_there = make(got);
+      reference::run(call);
+      device().upload(there, got.data(), Arena::kBytes);
+      device().enqueue(stream, call_there, sms);
+      device().synchronize();
+      device().download(got.data(), there, Arena::kBytes);
+      EXPECT_EQ(wanted.differences(got), "") << describe(call) << " on " << sms << " SMs";
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Streaming, GpuCalls, testing::ValuesIn(streaming::families()),
+                         [](const auto& family) { return family.param.name; });
 
 // ---------------------------------------------------------------------------------------------
 // Speed, for the eye: sizes of a layer of DeepSeek-V3 with 4096 tokens. Nothing is asserted but

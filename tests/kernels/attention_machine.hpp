@@ -423,7 +423,7 @@ class Machine {
 // What hopper.cuh, intrinsics.cuh and attention_device.cuh offer on a GPU.
 
 inline unsigned char* dynamic_shared() {
-  return nullptr;
+  return Machine::current().shared(Machine::kSharedBase, 0);
 }
 inline std::uint32_t shared_address(const void*) {
   return Machine::kSharedBase;
@@ -499,6 +499,12 @@ inline float exp2_of(float x) {
 inline float log2_of(float x) {
   return std::log2(x);
 }
+inline float exp_of(float x) {
+  return std::exp(x);
+}
+inline float log_of(float x) {
+  return std::log(x);
+}
 inline float from_lane_xor(float x, int bits) {
   return Machine::current().exchange(x, bits);
 }
@@ -551,6 +557,9 @@ inline float __uint_as_float(std::uint32_t bits) {
 }
 inline int min(int a, int b) {
   return std::min(a, b);
+}
+inline int max(int a, int b) {
+  return std::max(a, b);
 }
 
 }  // namespace orrery::kernels::cuda::attention
