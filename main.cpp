@@ -256,12 +256,17 @@ int calibrate_cluster(const Options& options) {
   return 0;
 }
 
+struct OpenedDevice {
+  std::unique_ptr<kernels::Device> device;
+  bool gpu = false;
+};
+
 /// The device to calibrate. Throws where the one that was asked for is not there.
-std::unique_ptr<kernels::Device> open_device(const Options& options) {
+OpenedDevice open_device(const Options& options) {
   if (options.device != "cpu") {
     auto opened = kernels::open_cuda_device();
     if (auto* device = std::get_if<std::unique_ptr<kernels::Device>>(&opened)) {
-      return std::move(*device);
+      return {std::move(*device), true};
     }
     const std::string& why = std::get<std::string>(opened);
     if (options.device == "cuda") {
@@ -269,7 +274,7 @@ std::unique_ptr<kernels::Device> open_device(const Options& options) {
     }
     if (!options.quiet) fmt::print(stderr, "note: no GPU ({}): the CPU is calibrated\n", why);
   }
-  return kernels::open_cpu_device(options.threads);
+  return {kernels::open_cpu_device(options.threads), false};
 }
 
 std::string today() {
@@ -332,8 +337,7 @@ Calibration calibrate_scenarios(const Options& options, const std::vector<Scenar
   if (!folder.empty() && !std::filesystem::is_directory(folder)) {
     reject(fmt::format("--out: there is no folder {}", folder.string()));
   }
-  const std::unique_ptr<kernels::Device> device = open_device(options);
-  const bool gpu = device->sms() >= 64 && options.device != "cpu";
+  const auto [device, gpu] = open_device(options);
   const double host_bytes =
       static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGESIZE));
   CalibrationOptions how;
@@ -344,7 +348,8 @@ Calibration calibrate_scenarios(const Options& options, const std::vector<Scenar
   how.memory_bytes = host_bytes;
   how.scratch_bytes = host_bytes / 2;
   if (gpu) {
-    // All that the GPU gives; the cache is 50 MB.
+    // All that the GPU gives; its cache has 50 MB.
+    how.memory_bytes = 0;
     how.scratch_bytes = 1e12;
     how.least_rotation_bytes = std::int64_t{256} << 20;
     how.most_rotation_bytes = std::int64_t{1} << 30;

@@ -85,6 +85,7 @@ class Session {
 
   double elapsed_s() const { return steady_now_s() - begin_s_; }
   const std::vector<double>& references() const { return references_; }
+  void release_operands() { scratch_.clear(); }
 
   struct Result {
     std::optional<Measurement> measurement;
@@ -188,6 +189,25 @@ std::optional<Device> data_sheet_of(std::span<const Scenario> scenarios,
   return std::nullopt;
 }
 
+/// The most that can be allocated, to 64 MiB. Of a device that nobody else uses, nearly its memory.
+double largest_allocation(kernels::Device& device) {
+  const auto fits = [&](std::int64_t bytes) {
+    try {
+      device.release(device.allocate(static_cast<std::size_t>(bytes)));
+      return true;
+    } catch (const std::bad_alloc&) {
+      return false;
+    }
+  };
+  std::int64_t low = 0;
+  std::int64_t high = std::int64_t{1} << 40;
+  while (high - low > std::int64_t{64} << 20) {
+    const std::int64_t middle = low + (high - low) / 2;
+    (fits(middle) ? low : high) = middle;
+  }
+  return static_cast<double>(low);
+}
+
 std::vector<int> sms_to_measure(int all) {
   std::vector<int> sms;
   if (all <= 8) {
@@ -288,9 +308,12 @@ Calibration calibrate(std::span<const Scenario> scenarios, kernels::Device& devi
     if (part) bandwidth.emplace_back(sms, std::min(1.0, *part / *whole));
   }
 
+  session.release_operands();
+  const double memory_bytes =
+      options.memory_bytes > 0 ? options.memory_bytes : largest_allocation(device);
   const MeasuredDevice measured{.name = device.name(),
                                 .sms = device.sms(),
-                                .memory_bytes = options.memory_bytes,
+                                .memory_bytes = memory_bytes,
                                 .data_sheet = data_sheet_of(scenarios, device)};
   const std::string source = fmt::format("{}, on {}", options.provenance, device.name());
   result.measured = make_profile(options.name, measured, shapes, std::move(bandwidth), source);

@@ -261,6 +261,16 @@ TEST_F(CalibrateKnown, KernelsThatDoNotExistAreLeftOutAndSaid) {
   }));
 }
 
+TEST_F(CalibrateKnown, MemoryIsWhatTheDeviceGivesWhereNobodySaysIt) {
+  const std::vector<Scenario> scenarios{toy_scenario()};
+  options_.memory_bytes = 0;
+  device_.memory_bytes = std::size_t{3} << 30;
+  const Calibration c = calibrate(scenarios, device_, options_);
+  const double found = c.measured.profile.device.memory_bytes;
+  EXPECT_LE(found, 3.0 * (1 << 30));
+  EXPECT_GT(found, 2.8 * (1 << 30));
+}
+
 TEST_F(CalibrateKnown, ResultsOfAnotherMachineAreNotResumed) {
   const std::vector<Scenario> scenarios{toy_scenario()};
   struct Killed {};
@@ -270,6 +280,75 @@ TEST_F(CalibrateKnown, ResultsOfAnotherMachineAreNotResumed) {
   options_.resume = true;
   KnownDevice other{4};
   EXPECT_THROW(calibrate(scenarios, other, options_), InputError);
+}
+
+// ---- The CPU's kernels
+
+/// Every kernel of a step and its grids runs; what it takes is not looked at.
+class CalibrateCpu : public testing::TestWithParam<const char*> {};
+
+TEST_P(CalibrateCpu, MeasuresEveryShapeOfAStep) {
+  const std::vector<Scenario> scenarios{toy_scenario(GetParam())};
+  const auto device = kernels::open_cpu_device(1);
+  CalibrationOptions options;
+  options.name = "cpu";
+  options.journal = testing::TempDir() + "orrery_calibrate_cpu_" + std::to_string(getpid());
+  options.memory_bytes = 1e10;
+  options.scratch_bytes = 1e10;
+  options.least_rotation_bytes = options.most_rotation_bytes = 1 << 20;
+  options.provenance = "a test";
+  options.measure = {.rule = {.min_samples = 1, .max_samples = 1}, .sample_s = 0, .attempts = 1};
+  const Calibration c = calibrate(scenarios, *device, options);
+  const CalibrationPlan plan = plan_calibration(scenarios, 1);
+  EXPECT_EQ(c.shapes, plan.items.size());
+  EXPECT_EQ(c.out_of_time, 0u);
+  EXPECT_NEAR(c.share, 1, 1e-9);
+  Problems problems;
+  const Profile profile = read_profile(read_document_text(c.yaml, "cpu.yaml", problems), problems);
+  ASSERT_TRUE(problems.empty()) << format_problems(problems.list());
+  for (const CalibrationItem& item : plan.items) {
+    const Price p = price(item.shape, profile, scenarios[0].cluster);
+    EXPECT_EQ(p.source, PriceSource::measured) << measured_key(item.shape);
+    EXPECT_GT(p.time_ps, 0);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, CalibrateCpu, testing::Values("fp32", "bf16", "fp8_deepseek"),
+                         [](const auto& param_info) { return std::string(param_info.param); });
+
+/// The rows that permuting gets by hand are those that the routing map makes of the same choices.
+TEST(ShapeCalls, RowsOfExpertsAreWhatTheRoutingMapMakes) {
+  for (const char* precision : {"bf16", "fp8_deepseek"}) {
+    const Scenario s = toy_scenario(precision);
+    const auto device = kernels::open_cpu_device(1);
+    Scratch scratch(*device, 1 << 20, std::int64_t{1} << 32, 1);
+    kernels::RoutingMap map;
+    kernels::Permute permute;
+    kernels::Unpermute unpermute;
+    const Program program = build_step(s);
+    for (const Shape& shape : program.shapes()) {
+      const auto take = [&](const char* label, auto& call) {
+        if (shape.label != label) return;
+        const auto calls = calls_of(shape, {&s.model, &s.plan}, scratch);
+        call = std::get<std::decay_t<decltype(call)>>(calls.value().at(0));
+      };
+      take("routing map", map);
+      take("expert permute", permute);
+      take("expert reduce", unpermute);
+    }
+    ASSERT_NE(map.experts, nullptr);
+    const kernels::StreamHandle stream = device->create_stream();
+    device->enqueue(stream, map);
+    device->synchronize();
+    EXPECT_EQ(*map.overflow, 0);
+    ASSERT_EQ(*map.used_rows, *permute.used_rows);
+    for (std::int64_t row = 0; row < *map.used_rows; ++row) {
+      EXPECT_EQ(map.row_source[row], permute.row_source[row]) << row;
+    }
+    for (std::int64_t i = 0; i < map.max_tokens * map.top_k; ++i) {
+      EXPECT_EQ(map.slot_row[i], unpermute.slot_row[i]) << i;
+    }
+  }
 }
 
 }  // namespace
