@@ -165,7 +165,7 @@ void fill_initial_values(const InitialValues& values, const Parameter& parameter
   NormalSequence normal(values.seed, parameter.name);
   for (std::int64_t row = 0; row < part.rows; ++row) {
     float* to = out + row * pitch;
-    if (parameter.kind != ParameterKind::matrix) {
+    if (parameter.kind != ParameterKind::matrix || values.deviation == 0) {
       std::fill_n(to, part.columns, parameter.kind == ParameterKind::gain ? 1.0F : 0.0F);
       continue;
     }

@@ -138,7 +138,9 @@ RankLowering::RankLowering(const Scenario& scenario, const Program& program, Ran
   activations_ = format_of(plan_.precision.activations);
   linear_format_ = format_of(plan_.precision.linear);
   for (const auto& actions : schedule_.actions) {
-    for (const Action& a : actions) weights_apart_ |= a.kind == ActionKind::backward_weight;
+    for (const Action& a : actions) {
+      if (a.kind == ActionKind::backward_weight) weights_apart_.insert({a.stage, a.micro_batch});
+    }
   }
   for (const StageContents& s : plan_.stages) {
     std::vector<StageUnit> units;
@@ -305,7 +307,7 @@ bool RankLowering::kept(std::string_view name, const StageUnit& at) const {
   };
   const bool edge = at.kind != StageUnit::Kind::layer;
   // What weight gradients read, in cells of their own, long after it was made.
-  if (weights_apart_) {
+  if (weights_apart_.count({place_.stage, place_.micro_batch}) > 0) {
     if (twin == 't') return true;
     if (twin == ' ' && !block_scaled() &&
         (base.substr(0, 2) == "d_" ||

@@ -49,39 +49,59 @@ void RankLowering::make_stages() {
   for (const StageState& stage : lowered_.stages) initialise(stage);
 }
 
-/// Parameters and, where they are kept, FP32 master weights of this rank's part.
+/// Parameters and, where they are kept, FP32 master weights of this rank's part; what pads the arrays
+/// is zero. In pieces, since a rank's parameters may be larger than the host's memory.
 void RankLowering::initialise(const StageState& stage) {
-  const bool masters = plan_.precision.master_bytes > 0;
+  constexpr std::int64_t kPieceElements = std::int64_t{1} << 24;
+  const InitialValues initial{scenario_.seed, training_.initial_deviation};
+  kernels::Device& device = tensors_.device();
+  std::vector<float> values;
+  std::vector<std::uint16_t> rounded;
   for (const bool expert : {false, true}) {
-    const std::int64_t elements =
-        expert ? stage.shards.expert_elements : stage.shards.dense_elements;
-    if (elements == 0) continue;
-    std::vector<float> values(static_cast<std::size_t>(elements), 0.0F);
-    const InitialValues initial{scenario_.seed, training_.initial_deviation};
-    for (const ParameterShard& shard : expert ? stage.shards.expert : stage.shards.dense) {
-      float* to = values.data() + shard.offset;
-      for (const RowRange& range : shard.row_ranges) {
-        fill_initial_values(initial, shard.parameter,
-                            {range.first, range.count, shard.first_column, shard.columns}, to,
-                            shard.columns);
-        to += range.count * shard.columns;
-      }
-    }
+    const auto& shards = expert ? stage.shards.expert : stage.shards.dense;
+    if (shards.empty()) continue;
     void* parameters = expert ? stage.expert_parameters : stage.dense_parameters;
-    if (stage.format == Format::fp32) {
-      tensors_.device().upload(parameters, values.data(), values.size() * sizeof(float));
-    } else {
-      std::vector<std::uint16_t> rounded(values.size());
-      std::transform(values.begin(), values.end(), rounded.begin(), kernels::bf16_of);
-      tensors_.device().upload(parameters, rounded.data(), rounded.size() * sizeof(std::uint16_t));
-    }
-    if (masters) {
-      const ArrayPart part = part_of(stage, expert);
-      auto* master = tensors_.array<float>(
+    const ArrayPart part = part_of(stage, expert);
+    float* masters = nullptr;
+    if (plan_.precision.master_bytes > 0) {
+      masters = tensors_.array<float>(
           fmt::format("{} masters of stage {}", expert ? "expert" : "dense", stage.shards.stage),
           part.end - part.begin);
-      tensors_.device().upload(master, values.data() + part.begin,
-                               static_cast<std::size_t>(part.end - part.begin) * sizeof(float));
+    }
+    /// Elements [first, first + values.size()) of the array.
+    const auto upload = [&](std::int64_t first) {
+      const auto count = static_cast<std::int64_t>(values.size());
+      if (stage.format == Format::fp32) {
+        device.upload(static_cast<float*>(parameters) + first, values.data(),
+                      values.size() * sizeof(float));
+      } else {
+        rounded.resize(values.size());
+        std::transform(values.begin(), values.end(), rounded.begin(), kernels::bf16_of);
+        device.upload(static_cast<std::uint16_t*>(parameters) + first, rounded.data(),
+                      rounded.size() * sizeof(std::uint16_t));
+      }
+      if (masters == nullptr) return;
+      const std::int64_t begin = std::max(first, part.begin);
+      const std::int64_t end = std::min(first + count, part.end);
+      if (begin < end) {
+        device.upload(masters + (begin - part.begin), values.data() + (begin - first),
+                      static_cast<std::size_t>(end - begin) * sizeof(float));
+      }
+    };
+    for (const ParameterShard& shard : shards) {
+      std::int64_t at = shard.offset;
+      const std::int64_t rows = std::max<std::int64_t>(1, kPieceElements / shard.columns);
+      for (const RowRange& range : shard.row_ranges) {
+        for (std::int64_t r = 0; r < range.count; r += rows) {
+          const std::int64_t count = std::min(rows, range.count - r);
+          values.resize(static_cast<std::size_t>(count * shard.columns));
+          fill_initial_values(initial, shard.parameter,
+                              {range.first + r, count, shard.first_column, shard.columns},
+                              values.data(), shard.columns);
+          upload(at);
+          at += count * shard.columns;
+        }
+      }
     }
     requantise(stage, expert, lowered_.prepare);
   }

@@ -19,6 +19,8 @@
 
 #include <functional>
 #include <map>
+#include <set>
+#include <set>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -190,7 +192,8 @@ class RankLowering {
   std::int64_t local_tokens_ = 0;
   std::int64_t mean_received_ = 0;  ///< tokens that a rank's experts are sent, if it is alone
   bool sequence_split_ = false;     ///< full and local tokens differ
-  bool weights_apart_ = false;      ///< weight gradients may run in cells of their own
+  /// By (stage, micro-batch): whose weight gradients run in cells of their own, later.
+  std::set<std::pair<int, int>> weights_apart_;
   kernels::Format activations_{};
   kernels::Format linear_format_{};
   const std::int32_t* positions_ = nullptr;  ///< of all tokens of a micro-batch
