@@ -62,6 +62,7 @@ std::string why_not_tensor_cores(const AttentionShape& shape, const std::vector<
   const bool known = (shape.d_qk == 192 && shape.d_v == 128) ||
                      (shape.d_qk == shape.d_v && (shape.d_qk == 64 || shape.d_qk == 128));
   if (!known) return "head dimensions other than 192/128, 128/128 and 64/64";
+  if (!(shape.scale > 0)) return "a scale that is not positive";  // it looks for the largest before
   return why_not_fused(shape, operands, device);
 }
 

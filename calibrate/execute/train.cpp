@@ -3,15 +3,15 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <barrier>
+#include <chrono>
 #include <cstring>
-#include <exception>
 #include <mutex>
 #include <thread>
 
 #include "calibrate/execute/execution.hpp"
 #include "calibrate/token_source.hpp"
-#include "calibrate/transport.hpp"
+#include "calibrate/transport/clock_offset.hpp"
+#include "calibrate/transport/transport.hpp"
 #include "models/step.hpp"
 #include "sim/check.hpp"
 #include "sim/one_rank.hpp"
@@ -138,56 +138,36 @@ TrainingRun train_alone(const Scenario& scenario, const TrainOptions& options) {
   return run;
 }
 
+std::chrono::nanoseconds timeout_of(const TrainOptions& options) {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(
+      std::chrono::duration<double>(options.timeout_s));
+}
+
 /// Ranks as threads of this process.
 TrainingRun train_in_threads(const Scenario& scenario, const TrainOptions& options) {
   TrainingRun run;
   run.program = build_step(scenario, {.all_ranks = true});
   const auto ranks = static_cast<int>(scenario.plan.parallelism.world());
-  const auto transports = make_in_process_transports(ranks);
-  for (const auto& transport : transports) transport->set_timeout(options.timeout_s);
   const int threads = threads_per_rank(options, ranks);
   Ledger ledger(scenario, run.program, ranks, options);
   const Tokens tokens = tokens_of(scenario);
   std::mutex mutex;
-  std::exception_ptr error;
-  std::barrier together(ranks);
-  std::vector<std::thread> workers;
-  for (int r = 0; r < ranks; ++r) {
-    workers.emplace_back([&, r] {
-      try {
-        const std::unique_ptr<kernels::Device> device = open_device(options, threads);
-        Transport* transport = ranks > 1 ? transports[static_cast<std::size_t>(r)].get() : nullptr;
-        Execution execution(scenario, run.program, RankId(static_cast<std::size_t>(r)), *device,
-                            transport);
-        {
-          const std::lock_guard lock(mutex);
-          run.device = device->name();
-          run.memory_bytes = std::max(run.memory_bytes, execution.tensors().total_bytes());
-          run.reuse_waits += execution.lowered().reuse_waits;
-        }
-        together.arrive_and_wait();
-        for (int s = 0; s < options.steps; ++s) {
-          ledger.add(s, r, execution.step(s, tokens));
-          together.arrive_and_wait();
-        }
-      } catch (...) {
-        {
-          const std::lock_guard lock(mutex);
-          if (!error) error = std::current_exception();
-        }
-        try {
-          throw;
-        } catch (const PeerError&) {
-          // somebody else's failure, which all know of
-        } catch (const std::exception& mine) {
-          transports[static_cast<std::size_t>(r)]->abort(mine.what());
-        }
-        together.arrive_and_drop();
-      }
-    });
-  }
-  for (std::thread& worker : workers) worker.join();
-  if (error) std::rethrow_exception(error);
+  run_in_process(ranks, timeout_of(options), [&](Transport& transport) {
+    const std::unique_ptr<kernels::Device> device = open_device(options, threads);
+    Execution execution(scenario, run.program, RankId(static_cast<std::size_t>(transport.rank())),
+                        *device, &transport);
+    {
+      const std::lock_guard lock(mutex);
+      run.device = device->name();
+      run.memory_bytes = std::max(run.memory_bytes, execution.tensors().total_bytes());
+      run.reuse_waits += execution.lowered().reuse_waits;
+    }
+    transport.barrier("start of training");
+    for (int s = 0; s < options.steps; ++s) {
+      ledger.add(s, transport.rank(), execution.step(s, tokens));
+      transport.barrier("end of a step");
+    }
+  });
   run.steps = ledger.steps();
   run.timeline = ledger.median();
   if (ranks > 1) run.device += fmt::format("; {} ranks in one process", ranks);
@@ -228,7 +208,6 @@ TrainingRun train_with_peers(const Scenario& scenario, const TrainOptions& optio
                                          scenario.plan.parallelism.world(), transport.ranks(),
                                          scenario.plan.parallelism.world()));
   }
-  transport.set_timeout(options.timeout_s);
   TrainingRun run;
   run.first_rank = transport.rank() == 0;
   run.program = build_step(scenario, {.all_ranks = true});
@@ -236,7 +215,7 @@ TrainingRun train_with_peers(const Scenario& scenario, const TrainOptions& optio
     const auto device = open_device(options, threads_per_rank(options, transport.ranks()));
     Execution execution(scenario, run.program, RankId(static_cast<std::size_t>(transport.rank())),
                         *device, &transport);
-    const std::int64_t offset_ns = transport.clock_offset_ns();
+    const std::int64_t offset_ns = clock_offset_ns(transport);
     Ledger ledger(scenario, run.program, transport.ranks(), options);
     const Tokens tokens = tokens_of(scenario);
     for (int s = 0; s < options.steps; ++s) {
@@ -254,8 +233,6 @@ TrainingRun train_with_peers(const Scenario& scenario, const TrainOptions& optio
     run.memory_bytes = execution.tensors().total_bytes();
     run.reuse_waits = execution.lowered().reuse_waits;
     return run;
-  } catch (const PeerError&) {
-    throw;
   } catch (const std::exception& error) {
     transport.abort(error.what());
     throw;
@@ -267,7 +244,7 @@ TrainingRun train_with_peers(const Scenario& scenario, const TrainOptions& optio
 TrainingRun train(const Scenario& scenario, const TrainOptions& options) {
   check_executable(scenario);
   if (options.alone) return train_alone(scenario, options);
-  if (const auto transport = open_mpi_transport()) {
+  if (const auto transport = open_mpi_transport(timeout_of(options))) {
     return train_with_peers(scenario, options, *transport);
   }
   return train_in_threads(scenario, options);

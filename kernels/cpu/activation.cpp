@@ -24,7 +24,9 @@ void run(const ActivationForward& a) {
              for (std::int64_t r = first; r < last; ++r) {
                const float weight = a.row_weight == nullptr ? 1.0F : a.row_weight[r];
                load_row(a.in, r, in);
-               if (a.kind == Activation::gelu) {
+               if (weight == 0) {
+                 std::fill_n(out, width, 0.0F);
+               } else if (a.kind == Activation::gelu) {
                  for (std::int64_t c = 0; c < width; ++c)
                    out[c] = in[c] * normal_below(in[c]) * weight;
                } else {
@@ -50,7 +52,10 @@ void run(const ActivationBackward& a) {
           const float weight = a.row_weight == nullptr ? 1.0F : a.row_weight[r];
           load_row(a.in, r, in);
           load_row(a.d_out, r, d_out);
-          if (a.kind == Activation::gelu) {
+          if (weight == 0) {
+            std::fill_n(d_in, a.in.columns, 0.0F);
+            std::fill_n(again, width, 0.0F);
+          } else if (a.kind == Activation::gelu) {
             for (std::int64_t c = 0; c < width; ++c) {
               const float below = normal_below(in[c]);
               d_in[c] = d_out[c] * weight * (below + in[c] * normal_density(in[c]));

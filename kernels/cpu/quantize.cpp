@@ -5,13 +5,14 @@ namespace orrery::kernels::cpu {
 namespace {
 
 void quantize_blocks(const Quantize& q) {
-  const std::int64_t blocks = (q.from.rows + kTile - 1) / kTile;
+  const std::int64_t rows = rows_in_use(q.used_rows, q.from);
+  const std::int64_t blocks = (rows + kTile - 1) / kTile;
   for_rows(blocks, kTile * q.from.columns, [&](std::int64_t first, std::int64_t last) {
     float* row = row_buffer(0, q.from.columns);
     const std::int64_t tiles = (q.from.columns + kTile - 1) / kTile;
     float* largest = row_buffer(1, tiles);
     for (std::int64_t b = first; b < last; ++b) {
-      const std::int64_t end = std::min(q.from.rows, (b + 1) * kTile);
+      const std::int64_t end = std::min(rows, (b + 1) * kTile);
       std::fill_n(largest, tiles, 0.0F);
       for (std::int64_t r = b * kTile; r < end; ++r) {
         load_row(q.from, r, row);

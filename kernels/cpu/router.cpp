@@ -120,25 +120,26 @@ void run(const RoutingMap& map) {
 void run(const Permute& p) {
   const auto bytes = static_cast<std::size_t>(element_bytes(1, p.from.columns, p.from.format));
   const std::int64_t tiles = (p.to.columns + kTile - 1) / kTile;
-  for_rows(*p.used_rows, p.to.columns, [&](std::int64_t first, std::int64_t last) {
-    for (std::int64_t r = first; r < last; ++r) {
-      const std::int64_t source = p.row_source[r];
-      auto* to = static_cast<std::byte*>(p.to.data) + element_bytes(r, p.to.pitch, p.to.format);
-      if (source < 0) {
-        std::memset(to, 0, bytes);
-      } else {
-        std::memcpy(to,
-                    static_cast<const std::byte*>(p.from.data) +
-                        element_bytes(source, p.from.pitch, p.from.format),
-                    bytes);
-      }
-      if (p.to.scaling == Scaling::none) continue;
-      for (std::int64_t t = 0; t < tiles; ++t) {
-        p.to.scales[t * p.to.scale_pitch + r] =
-            source < 0 ? 1.0F : p.from.scales[t * p.from.scale_pitch + source];
-      }
-    }
-  });
+  for_rows(
+      rows_in_use(p.used_rows, p.to), p.to.columns, [&](std::int64_t first, std::int64_t last) {
+        for (std::int64_t r = first; r < last; ++r) {
+          const std::int64_t source = p.row_source[r];
+          auto* to = static_cast<std::byte*>(p.to.data) + element_bytes(r, p.to.pitch, p.to.format);
+          if (source < 0) {
+            std::memset(to, 0, bytes);
+          } else {
+            std::memcpy(to,
+                        static_cast<const std::byte*>(p.from.data) +
+                            element_bytes(source, p.from.pitch, p.from.format),
+                        bytes);
+          }
+          if (p.to.scaling == Scaling::none) continue;
+          for (std::int64_t t = 0; t < tiles; ++t) {
+            p.to.scales[t * p.to.scale_pitch + r] =
+                source < 0 ? 1.0F : p.from.scales[t * p.from.scale_pitch + source];
+          }
+        }
+      });
 }
 
 void run(const Unpermute& u) {

@@ -67,13 +67,14 @@ inline float from_bf16(std::uint16_t code) {
   return std::bit_cast<float>(static_cast<std::uint32_t>(code) << 16);
 }
 
-/// Of numbers: NaN is not kept.
 inline std::uint16_t to_bf16(float value) {
   const auto bits = std::bit_cast<std::uint32_t>(value);
-  return static_cast<std::uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+  const std::uint32_t number = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
+  const bool is_nan = (bits & 0x7FFFFFFF) > 0x7F800000;
+  return static_cast<std::uint16_t>(is_nan ? bits >> 16 | 0x40 : number);
 }
 
-/// Of numbers up to 448 in magnitude.
+/// Of numbers up to 448 in magnitude, and NaN.
 inline std::uint8_t to_e4m3(float value) {
   const auto bits = std::bit_cast<std::uint32_t>(value);
   const std::uint32_t sign = bits >> 24 & 0x80;
@@ -83,7 +84,8 @@ inline std::uint8_t to_e4m3(float value) {
   // Below 2^-6: multiples of 2^-9, rounded by adding 1.5 * 2^23.
   const float scaled = std::bit_cast<float>(magnitude) * 512.0F + 12582912.0F;
   const std::uint32_t subnormal = std::bit_cast<std::uint32_t>(scaled) - 0x4B400000;
-  return static_cast<std::uint8_t>(sign | (magnitude < 0x3C800000 ? subnormal : normal));
+  const std::uint32_t number = magnitude < 0x3C800000 ? subnormal : normal;
+  return static_cast<std::uint8_t>(sign | (magnitude > 0x7F800000 ? 0x7F : number));
 }
 
 /// Of numbers up to kE5m6Max in magnitude.

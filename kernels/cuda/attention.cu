@@ -31,7 +31,9 @@ AttentionDevice device_of(const LaunchContext& context) {
   device.sms = context.sms;
   device.all_sms = context.limits.sms;
 #ifdef ORRERY_HAS_CUDNN
-  device.cudnn = context.libraries != nullptr;
+  // Before 9.16 its backward pass wants a padding mask where keys are no multiple of 128
+  // (scaled_dot_product_flash_attention.h of NVIDIA/cudnn-frontend@3929da2); tried is 9.19.
+  device.cudnn = context.libraries != nullptr && cudnnGetVersion() >= 91900;
 #else
   device.cudnn = false;
 #endif

@@ -63,6 +63,11 @@ __device__ __forceinline__ float from_lane_xor(float x, int bits) {
   return __shfl_xor_sync(kAllLanes, x, bits);
 }
 
+/// Two that lie beside each other, from a multiple of 8 bytes.
+__device__ __forceinline__ void load_pair(std::uint32_t address, float& x, float& y) {
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x), "=f"(y) : "r"(address) : "memory");
+}
+
 __device__ __forceinline__ float exp_of(float x) {
   return expf(x);
 }

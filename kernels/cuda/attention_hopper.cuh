@@ -620,8 +620,6 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int index = static_cast<int>(blockIdx.x); index < items;
          index += static_cast<int>(gridDim.x)) {
       const AttentionItem item = item_of(work, index);
-      const int sequence = item.head / shape.kv_heads;
-      const int kv_head = item.head % shape.kv_heads;
       const int first_key = item.tile * kAttentionTile;
       const int own_rows = warpgroup * kRowsOfWarpgroup;
       const int key = row_of(first_key + own_rows, warp, lane);
@@ -663,15 +661,13 @@ __global__ void __launch_bounds__(kThreads, 1)
                                                      step * kStep + shape.kv_len - shape.q_len;
 #pragma unroll
           for (int j = 0; j < kStep / 8; ++j) {
+            float norm[2];
+            load_pair(lse + static_cast<std::uint32_t>(32 * j), norm[0], norm[1]);
 #pragma unroll
-            for (int i = 0; i < 2; ++i) {
-              const float norm = load_shared(lse + static_cast<std::uint32_t>(32 * j + 4 * i));
-#pragma unroll
-              for (int half = 0; half < 2; ++half) {
-                float& x = s[4 * j + 2 * half + i];
-                x = exp2_of(x * scale_log2 - norm);
-                if (!all_seen && key + 8 * half > last_seen + 8 * j + i) x = 0;
-              }
+            for (int i = 0; i < 4; ++i) {
+              float& x = s[4 * j + i];
+              x = exp2_of(x * scale_log2 - norm[i % 2]);
+              if (!all_seen && key + i / 2 * 8 > last_seen + 8 * j + i % 2) x = 0;
             }
           }
           pack(s, p);
@@ -685,8 +681,9 @@ __global__ void __launch_bounds__(kThreads, 1)
           std::uint32_t ds[kStep / 4];
 #pragma unroll
           for (int j = 0; j < kStep / 8; ++j) {
-            const float sum0 = load_shared(sums + static_cast<std::uint32_t>(32 * j));
-            const float sum1 = load_shared(sums + static_cast<std::uint32_t>(32 * j + 4));
+            float sum0;
+            float sum1;
+            load_pair(sums + static_cast<std::uint32_t>(32 * j), sum0, sum1);
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
               const std::uint32_t both = p[2 * j + half];
@@ -705,6 +702,8 @@ __global__ void __launch_bounds__(kThreads, 1)
       release(gate_kv, lane);
       ring_kv.next();
 
+      const int sequence = item.head / shape.kv_heads;
+      const int kv_head = item.head % shape.kv_heads;
       const std::int64_t base = static_cast<std::int64_t>(sequence) * shape.kv_len;
       store_rows<kDqk>(d_k, shape.scale, shape.scale,
                        arguments.d_k + base * arguments.d_k_pitch + kv_head * kDqk,

@@ -330,8 +330,10 @@ __device__ __forceinline__ void multiply_fp8(const HopperArguments& args, const 
         const std::uint32_t of_columns =
             ring.base + kLayout.scale_b_at(ring.stage) + me.lane % 4 * 2 * 4;
 #pragma unroll
-        for (int i = 0; i < kSums / 2; ++i) {
-          scale_columns[i] = load_shared(of_columns + (i / 2 * 8 + i % 2) * 4);
+        for (int i = 0; i < kSums / 4; ++i) {
+          const float2 pair = load_shared_pair(of_columns + i * 8 * 4);
+          scale_columns[2 * i] = pair.x;
+          scale_columns[2 * i + 1] = pair.y;
         }
       }
 #pragma unroll

@@ -74,8 +74,9 @@ CUtensorMap make_map(const void* data, const std::int64_t (&sizes)[4],
   if (result != CUDA_SUCCESS) {
     std::string text = "cuTensorMapEncodeTiled: error " + std::to_string(result) + " for";
     for (int i = 0; i < 4; ++i) {
-      text += " " + std::to_string(sizes[i]) + " (" + std::to_string(strides[i]) + " apart, " +
-              std::to_string(box[i]) + " a box)";
+      text += i == 0 ? " " : " x ";
+      text += std::to_string(sizes[i]);
+      text += " (strides " + std::to_string(strides[i]) + ", boxes " + std::to_string(box[i]) + ")";
     }
     throw std::runtime_error(text);
   }

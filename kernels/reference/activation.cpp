@@ -24,6 +24,7 @@ void run(const ActivationForward& a) {
   const std::int64_t rows = rows_in_use(a.used_rows, a.in), width = a.out.columns;
   store(a.out, rows, [&](std::int64_t r, std::int64_t c) {
     const double weight = a.row_weight == nullptr ? 1.0 : double{a.row_weight[r]};
+    if (weight == 0) return 0.0;
     const double x = element(a.in, r, c);
     if (a.kind == Activation::gelu) return x * normal_below(x) * weight;
     return x * sigmoid(x) * element(a.in, r, c + width) * weight;
@@ -37,6 +38,7 @@ void run(const ActivationBackward& a) {
   std::vector<double> again(static_cast<std::size_t>(rows * width));
   for (std::int64_t r = 0; r < rows; ++r) {
     const double weight = a.row_weight == nullptr ? 1.0 : double{a.row_weight[r]};
+    if (weight == 0) continue;
     for (std::int64_t c = 0; c < width; ++c) {
       const double x = element(a.in, r, c), d = element(a.d_out, r, c) * weight;
       const auto at = static_cast<std::size_t>(r * columns + c);

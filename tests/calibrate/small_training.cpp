@@ -2,11 +2,9 @@
 
 #include <fmt/core.h>
 
-#include <exception>
 #include <mutex>
-#include <thread>
 
-#include "calibrate/transport.hpp"
+#include "calibrate/transport/transport.hpp"
 #include "models/step.hpp"
 #include "sim/random.hpp"
 
@@ -119,39 +117,25 @@ Trained train_small(const Scenario& scenario, int steps) {
   const double batch_tokens = static_cast<double>(scenario.plan.global_batch_sequences) *
                               static_cast<double>(scenario.plan.sequence_length);
   std::mutex mutex;
-  std::exception_ptr error;
-  const auto transports = make_in_process_transports(ranks);
-  std::vector<std::thread> threads;
-  for (int r = 0; r < ranks; ++r) {
-    threads.emplace_back([&, r] {
-      try {
-        const std::unique_ptr<kernels::Device> device = kernels::open_cpu_device(1);
-        Execution execution(scenario, program, RankId(static_cast<std::size_t>(r)), *device,
-                            ranks > 1 ? transports[static_cast<std::size_t>(r)].get() : nullptr);
-        for (int s = 0; s < rounds; ++s) {
-          const RankStep step =
-              steps == 0 ? execution.gradients(s, tokens) : execution.step(s, tokens);
-          const std::lock_guard lock(mutex);
-          const auto at = static_cast<std::size_t>(s);
-          // Tensor-parallel ranks all have the loss.
-          const double share =
-              1 / (batch_tokens * static_cast<double>(scenario.plan.parallelism.tp));
-          trained.losses[at] += share * step.loss_sum;
-          trained.mtp_losses[at] += share * step.mtp_loss_sum;
-          trained.gradient_norms[at] = step.gradient_norm;
-          times[static_cast<std::size_t>(r)] = step.times;
-        }
-        const std::lock_guard lock(mutex);
-        trained.reuse_waits += execution.lowered().reuse_waits;
-        if (steps == 0) collect(scenario, execution.lowered(), trained);
-      } catch (...) {
-        const std::lock_guard lock(mutex);
-        if (!error) error = std::current_exception();
-      }
-    });
-  }
-  for (std::thread& thread : threads) thread.join();
-  if (error) std::rethrow_exception(error);
+  run_in_process(ranks, std::chrono::minutes(2), [&](Transport& transport) {
+    const auto r = static_cast<std::size_t>(transport.rank());
+    const std::unique_ptr<kernels::Device> device = kernels::open_cpu_device(1);
+    Execution execution(scenario, program, RankId(r), *device, &transport);
+    for (int s = 0; s < rounds; ++s) {
+      const RankStep step = steps == 0 ? execution.gradients(s, tokens) : execution.step(s, tokens);
+      const std::lock_guard lock(mutex);
+      const auto at = static_cast<std::size_t>(s);
+      // Tensor-parallel ranks all have the loss.
+      const double share = 1 / (batch_tokens * static_cast<double>(scenario.plan.parallelism.tp));
+      trained.losses[at] += share * step.loss_sum;
+      trained.mtp_losses[at] += share * step.mtp_loss_sum;
+      trained.gradient_norms[at] = step.gradient_norm;
+      times[r] = step.times;
+    }
+    const std::lock_guard lock(mutex);
+    trained.reuse_waits += execution.lowered().reuse_waits;
+    if (steps == 0) collect(scenario, execution.lowered(), trained);
+  });
   trained.timeline = merge_times(program, times);
   return trained;
 }

@@ -15,7 +15,7 @@
 #include "kernels/call.hpp"
 #include "kernels/format.hpp"
 
-namespace orrery::kernels {
+namespace orrery::kernels::streaming {
 
 /// How far an output may be off.
 struct Tolerance {
@@ -237,4 +237,4 @@ class Arena {
   std::normal_distribution<float> normal_;
 };
 
-}  // namespace orrery::kernels
+}  // namespace orrery::kernels::streaming

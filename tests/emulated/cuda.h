@@ -24,6 +24,7 @@ void be_late(bool yes);
 
 std::uint32_t shared_address(const void* pointer);
 float load_shared(std::uint32_t address);
+float2 load_shared_pair(std::uint32_t address);
 void clear_shared(std::uint32_t address);
 uint4 load_shared_vector(std::uint32_t address);
 

@@ -221,6 +221,10 @@ float load_shared(std::uint32_t address) {
   std::memcpy(&value, memory_at(emulator::rank_in_cluster(), address, 4), 4);
   return value;
 }
+float2 load_shared_pair(std::uint32_t address) {
+  if (address % 8 != 0) fail("a pair that is not aligned");
+  return {load_shared(address), load_shared(address + 4)};
+}
 void clear_shared(std::uint32_t address) {
   std::memset(memory_at(emulator::rank_in_cluster(), address, 16), 0, 16);
 }
@@ -300,8 +304,7 @@ void wgmma_commit() {
 }
 void wait_for_batches(int under_way) {
   Batches& mine = my_batches();
-  if (mine.closed.size() <= static_cast<std::size_t>(under_way)) return;
-  if (late) {
+  if (mine.closed.size() > static_cast<std::size_t>(under_way) && late) {
     // Others may go on before the products read shared memory.
     State& s = state();
     const std::uint64_t then = s.turn + 3;
@@ -313,6 +316,8 @@ void wait_for_batches(int under_way) {
     for (const Product& p : mine.closed.front()) perform(p);
     mine.closed.pop_front();
   }
+  // .sync.aligned: no lane is ahead of its warp.
+  emulator::exchange(0);
 }
 
 void be_late(bool yes) {

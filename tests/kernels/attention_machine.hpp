@@ -508,10 +508,11 @@ inline float log_of(float x) {
 inline float from_lane_xor(float x, int bits) {
   return Machine::current().exchange(x, bits);
 }
-inline float load_shared(std::uint32_t address) {
-  float x = 0;
-  std::memcpy(&x, Machine::current().shared(address, 4), 4);
-  return x;
+inline void load_pair(std::uint32_t address, float& x, float& y) {
+  if (address % 8 != 0) throw std::runtime_error("two numbers at an odd address");
+  const unsigned char* const from = Machine::current().shared(address, 8);
+  std::memcpy(&x, from, 4);
+  std::memcpy(&y, from + 4, 4);
 }
 template <int kRegisters>
 void give_registers_back() {}
