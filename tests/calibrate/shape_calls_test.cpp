@@ -82,7 +82,10 @@ TEST_P(ScenarioShapes, HaveCallsOfTheSameWork) {
                          s.model.attention.mla.has_value();
     EXPECT_GT(cost.bytes / bytes_of(shape), partial ? 0.3 : 0.65)
         << shape.label << " " << describe(shape);
-    EXPECT_LT(cost.bytes / bytes_of(shape), 1.6) << shape.label << " " << describe(shape);
+    // A recast whose input was not kept in FP8 quantises it first, which the shape does not count.
+    const bool recast = shape.label.find(" input recast") != std::string::npos;
+    EXPECT_LT(cost.bytes / bytes_of(shape), recast ? 2.5 : 1.6)
+        << shape.label << " " << describe(shape);
   }
   EXPECT_GT(seen, 20);
 }
