@@ -235,8 +235,8 @@ Calibration calibrate(std::span<const Scenario> scenarios, kernels::Device& devi
   Calibration result;
   if (journal.damaged() > 0) {
     result.notes.push_back(
-        fmt::format("{} lines of {} were cut short or damaged; they are measured again",
-                    journal.damaged(), options.journal));
+        fmt::format("lines of {} that were cut short or damaged, and are measured again: {}",
+                    options.journal, journal.damaged()));
   }
   std::vector<MeasuredShape> shapes;
   std::map<std::string, std::pair<std::size_t, std::string>> obstacles;  // count and an example

@@ -24,7 +24,10 @@ constexpr double kMostSpread = 10;      // of a profile
 /// A kernel's inner loop may be this much faster than the best whole kernel of a table.
 constexpr double kHeadroom = 1.5;
 
+// Points may leave nothing to a constant, or no bound to a rate; a file holds neither 0 nor
+// infinity.
 constexpr double kLeastSeconds = 1e-9;
+constexpr double kMostRate = 1e18;
 
 /// `fold_of[i]`: points of one fold are held out together. Calls predict(kept, held out) for each
 /// fold, which gives predicted / measured of each point held out.
@@ -68,6 +71,11 @@ void fit(GemmTable& table, const std::vector<GemmPoint>& points, const Limits& l
                  .bytes_per_s = limits.bytes_per_s / kHeadroom};
   // Few points say little about a tile's inside.
   fit_model(table, points, limits, points.size() < 8 ? std::vector<int>{1, 2} : std::vector<int>{});
+  GemmModel& m = table.model;
+  for (double* seconds : {&m.tile_s, &m.launch_s}) *seconds = std::max(*seconds, kLeastSeconds);
+  for (double* rate_of : {&m.flops_per_s_per_sm, &m.operand_bytes_per_s_per_sm, &m.bytes_per_s}) {
+    *rate_of = std::min(*rate_of, kMostRate);
+  }
 }
 
 /// Layers (n, k) keep together, unless there are fewer of them than folds.
@@ -127,7 +135,6 @@ std::vector<std::size_t> one_after_the_other(std::size_t count) {
 
 void fit(AttentionTable& table, double peak_flops_per_s_per_sm) {
   fit_attention(table, peak_flops_per_s_per_sm);
-  // Few points may leave nothing to a constant; the file's are above zero.
   table.model.block_s = std::max(table.model.block_s, kLeastSeconds);
   table.model.launch_s = std::max(table.model.launch_s, kLeastSeconds);
   prepare(table);
@@ -181,8 +188,8 @@ void fit(StreamingKind kind, StreamingRate& rate, const std::vector<StreamingPoi
   std::vector<double> x{std::log(bytes_per_s), std::log(launch_s)};
   const auto with = [&](const std::vector<double>& logs) {
     StreamingRate r = rate;
-    r.bytes_per_s = std::exp(logs[0]);
-    r.launch_s = std::exp(logs[1]);
+    r.bytes_per_s = std::min(std::exp(logs[0]), kMostRate);
+    r.launch_s = std::max(std::exp(logs[1]), kLeastSeconds);
     return r;
   };
   const auto loss = [&](const std::vector<double>& logs) {
@@ -192,9 +199,7 @@ void fit(StreamingKind kind, StreamingRate& rate, const std::vector<StreamingPoi
       const double s = streaming_skeleton_s(r, streaming_of(kind, p), p.sms, profile);
       sum += std::abs(std::log(p.seconds / s));
     }
-    // Nothing else keeps a launch from vanishing.
-    return sum / static_cast<double>(points.size()) +
-           std::max(0.0, std::log(kLeastSeconds / r.launch_s));
+    return sum / static_cast<double>(points.size());
   };
   for (int restart = 0; restart < 3; ++restart) minimise(x, 0.3, 100, loss);
   rate = with(x);

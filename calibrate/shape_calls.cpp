@@ -693,11 +693,35 @@ class OpWriter {
     const double row_bytes =
         static_cast<double>(*columns) * bytes_per_element(NumberFormat::fp8_block);
     const std::int64_t rows = std::llround(static_cast<double>(s.bytes_read) / row_bytes);
-    // The contraction of a weight gradient is padded to whole tiles.
-    return one(kernels::Transpose{
+    OpCalls calls;
+    const std::int32_t* used = used_if_routed(rows);
+    if (!quantised_at_hand()) {
+      calls.push_back(kernels::Quantize{
+          .from = activations(rows, *columns),
+          .to = scratch_.matrix(rows, *columns, Format::e4m3, Content::outputs, Scaling::rows),
+          .used_rows = used});
+    }
+    calls.push_back(kernels::Transpose{
         .from = scratch_.matrix(rows, *columns, Format::e4m3, Content::activations, Scaling::rows),
         .to = scratch_.matrix(*columns, rows, Format::e4m3, Content::outputs, Scaling::rows),
-        .used_rows = used_if_routed(rows)});
+        .used_rows = used});
+    return calls;
+  }
+
+  /// Whether what is recast is there in FP8 with scales along the rows: gradients always are,
+  /// inputs where they were kept so, or quantised anew in this pass for a GEMM.
+  bool quantised_at_hand() const {
+    const Recompute& r = plan_.recompute;
+    if (!ends_with(label_, " input recast") || r.full) return true;
+    const std::string_view name = before(label_, " input recast");
+    const bool latent_queries = model_.attention.mla && model_.attention.mla->q_lora_rank > 0;
+    if ((name == "q_b" && latent_queries) || name == "kv_b") {
+      return !r.norms || r.mla_up_projection;
+    }
+    if (name == "q_a" || name == "q_b" || name == "kv_a" || name == "qkv") return !r.norms;
+    if (name == "o") return plan_.precision.saved_attention != NumberFormat::e5m6;
+    if (ends_with(name, "_down")) return !r.activation;
+    return true;
   }
 
   // ---- feed-forward ----

@@ -167,6 +167,19 @@ TEST(MeasuredProfile, FewPointsAreUsedAndTheSpreadSaysThatNothingWasHeldOut) {
   }
 }
 
+TEST(MeasuredProfile, PointsThatFitNoFormulaStillMakeAFileThatIsRead) {
+  // Times that fall with the work drive constants to their ends.
+  std::vector<MeasuredShape> shapes;
+  double s = 1e-3;
+  for (const Shape& shape : all_shapes()) shapes.push_back({shape, s *= 0.8});
+  const MeasuredProfile made = make_profile("toy", kToy, shapes, {}, "x");
+  Problems problems;
+  read_profile(
+      read_document_text(profile_yaml(made.profile, "", made.errors), "toy.yaml", problems),
+      problems);
+  EXPECT_TRUE(problems.empty()) << format_problems(problems.list());
+}
+
 TEST(MeasuredProfile, OtherSmSharesKeepTheirTimes) {
   std::vector<MeasuredShape> shapes = measured(all_shapes());
   Shape half = gemm(1024, 2048, 2048);

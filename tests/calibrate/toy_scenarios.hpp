@@ -8,9 +8,10 @@
 namespace orrery {
 
 /// A model with latent attention, a dense layer and one with experts, on a node of eight GPUs.
-/// `precision` as in a plan; `layout` within braces.
+/// `precision` and `recompute` as in a plan; `layout` within braces.
 inline Scenario toy_scenario(const std::string& precision = "bf16",
-                             const std::string& layout = "pp: 2, ep: 2") {
+                             const std::string& layout = "pp: 2, ep: 2",
+                             const std::string& recompute = "none") {
   const std::string text = R"(name: toy
 model:
   name: toy
@@ -31,7 +32,7 @@ plan:
   sequence_length: 128
   global_batch: 16
   precision: )" + precision +
-                           "\n";
+                           "\n  recompute: " + recompute + "\n";
   return read_scenario_text(text, "toy.yaml", std::string(ORRERY_SOURCE_DIR) + "/scenarios");
 }
 
