@@ -4,9 +4,10 @@
 
 #include <bit>
 #include <cmath>
-#include <random>
+#include <functional>
 
 #include "kernels/cpu/rows.hpp"
+#include "kernels/reference/reference.hpp"
 #include "tests/kernels/call_cases.hpp"
 
 namespace orrery::kernels {
@@ -55,6 +56,64 @@ std::string name_of_case(const testing::TestParamInfo<std::size_t>& info) {
 
 INSTANTIATE_TEST_SUITE_P(All, CpuCalls, testing::Range(std::size_t{0}, CpuCalls::cases().size()),
                          name_of_case);
+
+// ---- the cases themselves ----
+
+TEST(CallCases, AreOfEveryCall) {
+  std::vector<int> seen(std::variant_size_v<Call>);
+  for (const CallCase& test : CpuCalls::cases()) {
+    CaseMemory memory(kSeed, test.layout, {}, nullptr);
+    const Call call = test.make(memory);
+    EXPECT_EQ(why_impossible(call), "") << test.name;
+    ++seen[call.index()];
+  }
+  for (std::size_t i = 0; i < seen.size(); ++i) EXPECT_GT(seen[i], 0) << i;
+}
+
+TEST(CallCases, ShowWhatWentWrong) {
+  // 5 of 8 rows of 130 columns are used, with a gap behind each row.
+  constexpr CaseMemory::Layout kGaps{6, 1};
+  struct Operands {
+    CaseMemory memory;
+    ActivationForward call;
+    explicit Operands(std::uint64_t seed = kSeed) : memory(seed, kGaps, {}, nullptr) {
+      call.kind = Activation::gelu;
+      call.in = memory.in(8, 130, Format::bf16);
+      call.out = memory.out(8, 130, Format::bf16, {.relative = 1e-6});
+      call.used_rows = memory.in(std::vector<std::int32_t>{5});
+      reference::run(call);
+    }
+    std::uint16_t* out() { return static_cast<std::uint16_t*>(call.out.data); }
+  };
+  Operands right;
+  const auto problems_after = [&](const std::function<void(Operands&)>& spoil) {
+    Operands wrong;
+    spoil(wrong);
+    return wrong.memory.compare(right.memory).size();
+  };
+  EXPECT_EQ(problems_after([](Operands&) {}), 0u);
+  EXPECT_EQ(problems_after([](Operands& o) { o.out()[3] ^= 1; }), 0u);  // one step
+  EXPECT_EQ(problems_after([](Operands& o) { o.out()[3] += 4; }), 1u);
+  EXPECT_EQ(problems_after([](Operands& o) { o.out()[3] ^= 0x8000; }), 1u);
+  EXPECT_EQ(problems_after([](Operands& o) { o.out()[3] = 0xFFFF; }), 1u);   // not written
+  EXPECT_EQ(problems_after([](Operands& o) { o.out()[131] = 0; }), 1u);      // between rows
+  EXPECT_EQ(problems_after([](Operands& o) { o.out()[-1] = 0; }), 1u);       // before all
+  EXPECT_EQ(problems_after([](Operands& o) { o.out()[8 * 136] = 0; }), 1u);  // behind all
+  EXPECT_EQ(problems_after([](Operands& o) { o.out()[5 * 136] = 0; }), 1u);  // not a used row
+  EXPECT_EQ(problems_after([](Operands& o) {
+              static_cast<std::uint16_t*>(o.call.in.data)[7] ^= 1;  // an input
+            }),
+            1u);
+  EXPECT_EQ(problems_after([](Operands& o) {
+              // Rounding towards 0 is within a step everywhere, but shows in many elements.
+              for (std::int64_t i = 0; i < 5 * 136; ++i) {
+                if (i % 136 < 130 && i % 2 == 0) --o.out()[i];
+              }
+            }),
+            1u);
+  Operands other(kSeed + 1);
+  EXPECT_FALSE(other.memory.compare(right.memory).empty());
+}
 
 // ---- conversions ----
 
