@@ -13,6 +13,12 @@ namespace {
 /// Codes that are unpacked at once.
 constexpr std::int64_t kPacked = 128;
 
+/// An integer that is larger where the float is: loops over maxima of integers are vectorised.
+inline std::int32_t in_order(float x) {
+  const auto bits = std::bit_cast<std::int32_t>(x);
+  return bits ^ (bits >> 31 & 0x7FFFFFFF);
+}
+
 }  // namespace
 
 ORRERY_CLONES
@@ -89,34 +95,19 @@ float exp_minus(float* __restrict x, std::int64_t count, float shift) {
 
 ORRERY_CLONES
 float largest_of(const float* x, std::int64_t count) {
-  float lanes[kLanes];
-  std::fill_n(lanes, kLanes, -std::numeric_limits<float>::infinity());
-  std::int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    for (std::int64_t lane = 0; lane < kLanes; ++lane) {
-      lanes[lane] = x[i + lane] > lanes[lane] ? x[i + lane] : lanes[lane];
-    }
-  }
-  float largest = lanes[0];
-  for (; i < count; ++i) largest = std::max(largest, x[i]);
-  for (const float lane : lanes) largest = std::max(largest, lane);
-  return largest;
+  std::int32_t largest = in_order(-std::numeric_limits<float>::infinity());
+  for (std::int64_t i = 0; i < count; ++i) largest = std::max(largest, in_order(x[i]));
+  return std::bit_cast<float>(largest ^ (largest >> 31 & 0x7FFFFFFF));
 }
 
 ORRERY_CLONES
 float largest_magnitude(const float* x, std::int64_t count) {
-  float lanes[kLanes] = {};
-  std::int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    for (std::int64_t lane = 0; lane < kLanes; ++lane) {
-      const float magnitude = std::abs(x[i + lane]);
-      lanes[lane] = magnitude > lanes[lane] ? magnitude : lanes[lane];
-    }
+  std::int32_t largest = 0;
+  for (std::int64_t i = 0; i < count; ++i) {
+    const std::int32_t magnitude = std::bit_cast<std::int32_t>(x[i]) & 0x7FFFFFFF;
+    largest = std::max(largest, magnitude > 0x7F800000 ? 0 : magnitude);
   }
-  float largest = 0;
-  for (; i < count; ++i) largest = std::max(largest, std::abs(x[i]));
-  for (const float lane : lanes) largest = std::max(largest, lane);
-  return largest;
+  return std::bit_cast<float>(largest);
 }
 
 Panel panel_of(const Matrix& m, std::int64_t row, std::int64_t column, std::int64_t rows,

@@ -133,7 +133,7 @@ void add_floats(const float* from, float* to, std::int64_t count);
 /// x[i] = exp(x[i] - shift); returns their sum. x[i] - shift must be at most 88.
 float exp_minus(float* x, std::int64_t count, float shift);
 float largest_of(const float* x, std::int64_t count);
-/// 0 of none.
+/// 0 of none; NaN does not count.
 float largest_magnitude(const float* x, std::int64_t count);
 
 /// A part of a matrix as FP32.

@@ -41,31 +41,34 @@ struct CodeTile {
   alignas(64) std::uint8_t codes[kTile * kTile];
 };
 
-/// Codes of 8 rows and 128 columns from (r0, c0) on become columns 8 i to 8 i + 7 of the tile. Each
-/// of 16 blocks of 8x8 in words of 8 codes: pairs of blocks of 4, 2 and 1 change places.
+/// 8 words of 8 codes each, as vectors of the compiler's: it does not see the loop in these.
+using Words = std::uint64_t __attribute__((vector_size(64)));
+
+/// In each of the 8x8 blocks, blocks of kDistance that lie across from each other change places.
+template <int kDistance, std::uint64_t kMask>
+[[gnu::always_inline]] inline void swap_blocks(Words* x) {
+  for (int r = 0; r < 8; ++r) {
+    if ((r & kDistance) != 0) continue;
+    const Words moved = (x[r] >> (8 * kDistance) ^ x[r + kDistance]) & kMask;
+    x[r + kDistance] ^= moved;
+    x[r] ^= moved << (8 * kDistance);
+  }
+}
+
+/// Codes of 8 rows and 128 columns become columns 8 i to 8 i + 7 of the tile.
 ORRERY_CLONES
 void transpose_eight(const std::uint8_t* from, std::int64_t pitch, std::int64_t i, CodeTile& to) {
-  constexpr std::int64_t kBlocks = kTile / 8;
-  std::uint64_t x[8][kBlocks];
-  for (std::int64_t r = 0; r < 8; ++r) std::memcpy(x[r], from + r * pitch, kTile);
-  const auto swap = [&](std::int64_t distance, std::uint64_t mask) {
-    for (std::int64_t r = 0; r < 8; ++r) {
-      if ((r & distance) != 0) continue;
-      std::uint64_t* const upper = x[r];
-      std::uint64_t* const lower = x[r + distance];
-      for (std::int64_t b = 0; b < kBlocks; ++b) {
-        const std::uint64_t moved = (upper[b] >> (8 * distance) ^ lower[b]) & mask;
-        lower[b] ^= moved;
-        upper[b] ^= moved << (8 * distance);
+  for (std::int64_t c = 0; c < kTile; c += 64) {
+    Words x[8];
+    for (int r = 0; r < 8; ++r) std::memcpy(&x[r], from + r * pitch + c, 64);
+    swap_blocks<4, 0x00000000FFFFFFFFU>(x);
+    swap_blocks<2, 0x0000FFFF0000FFFFU>(x);
+    swap_blocks<1, 0x00FF00FF00FF00FFU>(x);
+    for (int b = 0; b < 8; ++b) {
+      for (int r = 0; r < 8; ++r) {
+        const std::uint64_t word = x[r][b];
+        std::memcpy(to.codes + (c + 8 * b + r) * kTile + 8 * i, &word, 8);
       }
-    }
-  };
-  swap(4, 0x00000000FFFFFFFFU);
-  swap(2, 0x0000FFFF0000FFFFU);
-  swap(1, 0x00FF00FF00FF00FFU);
-  for (std::int64_t b = 0; b < kBlocks; ++b) {
-    for (std::int64_t r = 0; r < 8; ++r) {
-      std::memcpy(to.codes + (8 * b + r) * kTile + 8 * i, &x[r][b], 8);
     }
   }
 }

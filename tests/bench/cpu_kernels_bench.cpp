@@ -80,11 +80,12 @@ void run(benchmark::State& state, Make make) {
       static_cast<std::int64_t>(static_cast<double>(state.iterations()) * cost_of(call).bytes));
 }
 
-#define ORRERY_CALL(name, ...)                        \
-  void name(benchmark::State& state) {                \
-    run(state, [](Operands & o) -> Call __VA_ARGS__); \
-  }                                                   \
-  BENCHMARK(name)->Arg(1)->Arg(2)->UseRealTime()->Unit(benchmark::kMicrosecond)
+#define ORRERY_CALL(name, ...)                                                   \
+  void name(benchmark::State& state) {                                           \
+    run(state, [](Operands & o) -> Call __VA_ARGS__);                            \
+  }                                                                              \
+  BENCHMARK(name)->Arg(1)->Arg(2)->MeasureProcessCPUTime()->UseRealTime()->Unit( \
+      benchmark::kMicrosecond)
 
 // Half are read, half written.
 ORRERY_CALL(memcpy_of_30_mb, {
