@@ -132,7 +132,7 @@ class CpuDevice::Stream {
       for (Item& item : items) {
         if (device_.stopped_.load()) break;
         try {
-          std::visit([this](auto& what) { run(what); }, item);
+          std::visit([](auto& what) { run(what); }, item);
         } catch (...) {
           device_.stop(std::current_exception());
         }
