@@ -8,15 +8,21 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdlib>
+#include <ctime>
 #include <filesystem>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "calibrate/calibrate.hpp"
+#include "calibrate/execute/train.hpp"
 #include "calibrate/fit_nccl.hpp"
 #include "calibrate/read_nccl.hpp"
+#include "kernels/device.hpp"
 #include "reports/compare.hpp"
 #include "reports/explain.hpp"
+#include "reports/joined.hpp"
 #include "reports/json.hpp"
 #include "reports/network.hpp"
 #include "reports/output.hpp"
@@ -52,6 +58,14 @@ struct Options {
   std::string cluster;
   std::string out;
   NcclFitOptions fit;
+  std::string device;  ///< to calibrate; empty: the GPU, else the CPU
+  int threads = 0;
+  double time_limit_s = 480;
+  bool resume = false;
+  std::string command;  ///< as it was given
+  std::optional<DeviceKind> execute;
+  std::vector<std::string> calibration;  ///< scenarios whose kernels are measured
+  TrainOptions training;
 };
 
 bool wants_colour() {
@@ -78,10 +92,35 @@ void print_warnings(const Options& options, const Report& report) {
   for (const std::string& text : report.warnings) fmt::print(stderr, "warning: {}\n", text);
 }
 
+void write_run(const Options& options, const Study& study);
+
+/// The same step for real. Of MPI ranks only the first has results to write.
+int execute(const Options& options) {
+  const Scenario scenario = read_scenario(options.files[0]);
+  TrainOptions training = options.training;
+  training.device = *options.execute;
+  if (!options.quiet && isatty(STDERR_FILENO) != 0) {
+    training.progress = [](const TrainedStep& step) {
+      fmt::print(stderr, "step {}: loss {:.4f}, {:.3f} s\n", step.number, step.loss, step.seconds);
+    };
+  }
+  TrainingRun run = train(scenario, training);
+  if (!run.first_rank) return 0;
+  Study study =
+      study_executed(scenario, std::move(run.program), std::move(run.timeline), run.device);
+  for (const TrainedStep& step : run.steps) {
+    study.report.training.push_back(
+        {step.number, step.loss, step.mtp_loss, step.gradient_norm, step.seconds});
+  }
+  write_run(options, study);
+  return 0;
+}
+
 int run(const Options& options) {
   if (options.json == "-" && options.trace == "-") {
     reject("--json and --trace cannot both go to standard output");
   }
+  if (options.execute) return execute(options);
   Scenario scenario = read_scenario(options.files[0]);
   if (options.engine == Engine::sweep && network_of(scenario, options.fidelity) == Network::flows) {
     reject("--engine sweep knows no flows", "add --network formula, or leave --engine out");
@@ -91,6 +130,11 @@ int run(const Options& options) {
                                        .network = options.fidelity,
                                        .engine = options.engine.value_or(Engine::sweep),
                                        .isolated = !options.json.empty()});
+  write_run(options, study);
+  return 0;
+}
+
+void write_run(const Options& options, const Study& study) {
   print_notes(options, study.scenario);
   if (!options.trace.empty()) {
     std::vector<std::uint32_t> ranks = options.trace_ranks;
@@ -114,7 +158,6 @@ int run(const Options& options) {
     write_file("-",
                to_terminal(study.report, {.colour = wants_colour(), .timing = options.timing}));
   }
-  return 0;
 }
 
 int explain_scenario(const Options& options) {
@@ -143,7 +186,10 @@ int compare_scenarios(const Options& options) {
   return 0;
 }
 
-int validate_runs(const Options& options) {
+int validate_execution(Options& options);
+
+int validate_runs(Options& options) {
+  if (options.execute) return validate_execution(options);
   std::vector<std::string> files = options.files;
   if (files.empty()) {
     const std::filesystem::path folder = "scenarios/runs";
@@ -210,11 +256,193 @@ int calibrate_cluster(const Options& options) {
   return 0;
 }
 
+struct OpenedDevice {
+  std::unique_ptr<kernels::Device> device;
+  bool gpu = false;
+};
+
+/// The device to calibrate. Throws where the one that was asked for is not there.
+OpenedDevice open_device(const Options& options) {
+  if (options.device != "cpu") {
+    auto opened = kernels::open_cuda_device();
+    if (auto* device = std::get_if<std::unique_ptr<kernels::Device>>(&opened)) {
+      return {std::move(*device), true};
+    }
+    const std::string& why = std::get<std::string>(opened);
+    if (options.device == "cuda") {
+      throw std::runtime_error(fmt::format("there is no GPU to calibrate: {}", why));
+    }
+    if (!options.quiet) fmt::print(stderr, "note: no GPU ({}): the CPU is calibrated\n", why);
+  }
+  return {kernels::open_cpu_device(options.threads), false};
+}
+
+std::string today() {
+  const std::time_t now = std::time(nullptr);
+  std::tm utc{};
+  gmtime_r(&now, &utc);
+  char text[16];
+  std::strftime(text, sizeof text, "%Y-%m-%d", &utc);
+  return text;
+}
+
+/// A line that is written over, on a terminal only.
+void show_progress(const CalibrationProgress& p, double time_limit_s) {
+  if (isatty(STDERR_FILENO) == 0) return;
+  const std::string time =
+      p.measurement == nullptr
+          ? "left out"
+          : fmt::format("{} +- {:.1f} %", format_seconds(p.measurement->seconds),
+                        100 * p.measurement->error);
+  std::string line = fmt::format("{}/{} {:.0f} of {:.0f} s: {} {}", p.done, p.of, p.elapsed_s,
+                                 time_limit_s, p.what, time);
+  line.resize(std::min<std::size_t>(line.size(), 110));
+  fmt::print(stderr, "\r{:<110}{}", line, p.done == p.of ? "\r\x1b[K" : "");
+  std::fflush(stderr);
+}
+
+std::vector<Scenario> read_scenarios(const std::vector<std::string>& files) {
+  std::vector<Scenario> scenarios;
+  std::vector<Problem> problems;
+  for (const std::string& file : files) {
+    try {
+      scenarios.push_back(read_scenario(file));
+    } catch (const InputError& error) {
+      problems.insert(problems.end(), error.problems().begin(), error.problems().end());
+    }
+  }
+  if (!problems.empty()) throw InputError(std::move(problems));
+  return scenarios;
+}
+
+std::string calibration_report(const Calibration& c) {
+  std::string text = fmt::format("{}: {} shapes, {:.1f} % of the time of the steps' compute ops\n",
+                                 c.measured.profile.device.name, c.shapes, 100 * c.share);
+  text += fmt::format("{:<44} {:>6} {:>8} {:>8}  {}\n", "table", "points", "median", "90 %",
+                      "error of points held out");
+  for (const HeldOutError& e : c.measured.errors) {
+    if (e.points == 0) {
+      text += fmt::format("{:<44} {:>6}\n", e.family, "too few");
+    } else {
+      text += fmt::format("{:<44} {:>6} {:>6.1f} % {:>6.1f} %\n", e.family, e.points,
+                          100 * e.median, 100 * e.percentile_90);
+    }
+  }
+  return text;
+}
+
+/// Measures what the scenarios need and writes it to options.out.
+Calibration calibrate_scenarios(const Options& options, const std::vector<Scenario>& scenarios) {
+  const std::filesystem::path folder = std::filesystem::path(options.out).parent_path();
+  if (!folder.empty() && !std::filesystem::is_directory(folder)) {
+    reject(fmt::format("--out: there is no folder {}", folder.string()));
+  }
+  const auto [device, gpu] = open_device(options);
+  const double host_bytes =
+      static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGESIZE));
+  CalibrationOptions how;
+  how.name = std::filesystem::path(options.out).stem().string();
+  how.journal = options.out + ".journal";
+  how.resume = options.resume;
+  how.time_limit_s = options.time_limit_s;
+  how.memory_bytes = host_bytes;
+  how.scratch_bytes = host_bytes / 2;
+  if (gpu) {
+    // All that the GPU gives; its cache has 50 MB.
+    how.memory_bytes = 0;
+    how.scratch_bytes = 1e12;
+    how.least_rotation_bytes = std::int64_t{256} << 20;
+    how.most_rotation_bytes = std::int64_t{1} << 30;
+    how.flush = true;
+  }
+  how.provenance = fmt::format("{}, orrery {}, {}", options.command, ORRERY_VERSION, today());
+  Calibration c = calibrate(scenarios, *device, how, [&](const CalibrationProgress& progress) {
+    if (!options.quiet) show_progress(progress, options.time_limit_s);
+  });
+  write_file(options.out, c.yaml);
+  if (!options.quiet) {
+    for (const std::string& note : c.notes) fmt::print(stderr, "note: {}\n", note);
+  }
+  return c;
+}
+
+int calibrate_device(const Options& options) {
+  const std::vector<Scenario> scenarios = read_scenarios(options.files);
+  for (const Scenario& scenario : scenarios) print_notes(options, scenario);
+  const Calibration c = calibrate_scenarios(options, scenarios);
+  if (!options.quiet) write_file("-", calibration_report(c));
+  return 0;
+}
+
+/// The closed loop: measures the kernels of other scenarios, predicts this one's step from them,
+/// executes it, and joins the two op by op.
+int validate_execution(Options& options) {
+  if (options.files.size() != 1) reject("--execute needs one scenario to validate");
+  Scenario scenario = read_scenario(options.files[0]);
+  print_notes(options, scenario);
+  options.device = *options.execute == DeviceKind::cuda ? "cuda" : "cpu";
+  options.threads = options.training.threads;
+  if (!options.calibration.empty()) {
+    if (options.out.empty()) {
+      options.out =
+          (std::filesystem::temp_directory_path() / fmt::format("orrery-{}.yaml", getpid()))
+              .string();
+    }
+    const Calibration c = calibrate_scenarios(options, read_scenarios(options.calibration));
+    if (!options.quiet && options.json != "-") write_file("-", calibration_report(c) + "\n");
+  }
+  if (!options.out.empty()) {
+    Problems problems;
+    scenario.profile = read_profile(read_document(options.out, problems), problems);
+    problems.throw_if_any();
+    scenario.profile.file = options.out;
+  }
+  options.training.device = *options.execute;
+  const TrainingRun run = train(scenario, options.training);
+  if (!run.first_rank) return 0;
+  // Alone on a machine, ranks are threads or processes that share it: the formula knows them.
+  ProgramRun predicted = run_program(scenario, run.program, Network::formula);
+  const Joined joined =
+      join_timelines(scenario, run.program, predicted.prices, predicted.timeline, run.timeline);
+  if (!options.json.empty()) write_file(options.json, to_json(joined));
+  if (options.json != "-") {
+    write_file("-", fmt::format("{}, executed on {}\n\n", scenario.name, run.device) +
+                        to_terminal(joined));
+  }
+  return 0;
+}
+
+/// The verb has two uses: the links of a cluster from nccl-tests, or a device by measuring it.
+int calibrate_something(const Options& options) {
+  const bool nccl = !options.nccl.empty();
+  const bool device = !options.files.empty();
+  if (nccl == device) {
+    reject(nccl ? "calibrate fits a cluster (--nccl) or measures what scenarios need, not both"
+                : "calibrate needs scenarios to measure what their steps need, or --nccl",
+           "see orrery calibrate --help");
+  }
+  if (nccl) {
+    if (options.cluster.empty()) reject("--nccl needs --cluster, the cluster to start from");
+    if (!options.device.empty() || options.threads > 0 || options.resume) {
+      reject("--device, --threads and --resume are for measuring scenarios, not for --nccl");
+    }
+    return calibrate_cluster(options);
+  }
+  if (!options.cluster.empty()) reject("--cluster goes with --nccl");
+  if (options.out.empty() || options.out == "-") {
+    reject("--out needs the file to write the profile to",
+           "beside it lies the journal that --resume goes on with");
+  }
+  return calibrate_device(options);
+}
+
 int main_of(int argc, char** argv) {
   CLI::App app("Orrery: a clockwork model of a training cluster", "orrery");
   app.set_version_flag("--version", "orrery " ORRERY_VERSION);
   app.require_subcommand(1);
   Options options;
+  options.command = "orrery";
+  for (int i = 1; i < argc; ++i) options.command += fmt::format(" {}", argv[i]);
 
   const auto scenario = [&](CLI::App* verb) {
     verb->add_option("scenario", options.files, "scenario file")->required()->expected(1);
@@ -242,6 +470,30 @@ int main_of(int argc, char** argv) {
         ->check(CLI::IsMember({"formula", "flows"}));
   };
 
+  const auto execution = [&](CLI::App* verb, const char* text) {
+    verb->add_option_function<std::string>(
+            "--execute",
+            [&](const std::string& word) {
+              options.execute = word == "cuda" ? DeviceKind::cuda : DeviceKind::cpu;
+            },
+            text)
+        ->check(CLI::IsMember({"cpu", "cuda"}));
+    verb->add_option("--steps", options.training.steps, "steps to train (5)")
+        ->needs("--execute")
+        ->check(CLI::Range(1, 1'000'000));
+    verb->add_option("--threads", options.training.threads,
+                     "of each rank on a CPU (default: this machine's, shared out)")
+        ->needs("--execute")
+        ->check(CLI::Range(1, 4096));
+    verb->add_option("--alone", options.training.alone,
+                     "only this rank, what it would get from others made up on its own device")
+        ->needs("--execute");
+    verb->add_option("--timeout", options.training.timeout_s,
+                     "seconds for which a rank waits for another (120)")
+        ->needs("--execute")
+        ->check(CLI::Range(0.1, 1e6));
+  };
+
   CLI::App* run_verb = app.add_subcommand("run", "simulate one step of a scenario");
   scenario(run_verb);
   json(run_verb);
@@ -263,6 +515,7 @@ int main_of(int argc, char** argv) {
           "how to simulate without flows (default: sweep)")
       ->check(CLI::IsMember({"sweep", "events"}));
   run_verb->add_flag("--timing", options.timing, "also say how long the simulation took");
+  execution(run_verb, "train for real, on CPU or GPU, instead of simulating");
 
   CLI::App* explain_verb =
       app.add_subcommand("explain", "resolved scenario, counts, memory, layout, Program, prices");
@@ -283,6 +536,16 @@ int main_of(int argc, char** argv) {
   validate_verb->add_option("runs", options.files, "files (default: scenarios/runs/*.yaml)");
   json(validate_verb);
   validate_verb->add_flag("--fail-above", options.fail_above, "exit 3 if an aim is missed");
+  quiet(validate_verb);
+  execution(validate_verb, "execute a scenario's step, on CPU or GPU, and compare the prediction");
+  validate_verb
+      ->add_option("--calibrate", options.calibration,
+                   "scenarios whose kernels are measured first, for the prediction")
+      ->needs("--execute");
+  validate_verb
+      ->add_option("--profile", options.out,
+                   "profile to predict with; with --calibrate, where it is written")
+      ->needs("--execute");
 
   CLI::App* network_verb =
       app.add_subcommand("network", "a cluster's links, or a collective on it");
@@ -338,15 +601,37 @@ int main_of(int argc, char** argv) {
       ->needs("--collective")
       ->check(CLI::IsMember({"bf16", "fp8_tensor", "fp8_block"}));
 
-  CLI::App* calibrate_verb =
-      app.add_subcommand("calibrate", "fit a cluster's link rates to output of nccl-tests");
+  CLI::App* calibrate_verb = app.add_subcommand(
+      "calibrate",
+      "measure this machine's kernels, or fit a cluster's link rates to output of nccl-tests");
+  calibrate_verb
+      ->add_option("scenarios", options.files, "scenario files: what their steps need is measured")
+      ->expected(0, 64);
+  calibrate_verb->add_option("-o,--out", options.out,
+                             "write the profile, or cluster, to this file");
+  calibrate_verb->add_option("--device", options.device, "default: the GPU if there is one")
+      ->check(CLI::IsMember({"cpu", "cuda"}));
+  calibrate_verb->add_option("--threads", options.threads, "of the CPU (default: all)")
+      ->check(CLI::Range(1, 1024));
+  calibrate_verb
+      ->add_option_function<std::string>(
+          "--time-limit",
+          [&](const std::string& word) {
+            options.time_limit_s = *parse_quantity(word, Dimension::seconds);
+          },
+          "stop measuring after this long (8 min); the costliest shapes come first")
+      ->check([](const std::string& word) {
+        std::string why;
+        const auto seconds = parse_quantity(word, Dimension::seconds, &why);
+        if (!seconds) return "'" + word + "': " + (why.empty() ? "no time such as 8min" : why);
+        return std::string(*seconds > 0 ? "" : "must be above zero");
+      });
+  calibrate_verb->add_flag("--resume", options.resume,
+                           "go on where a run that was stopped or killed was");
+  quiet(calibrate_verb);
   calibrate_verb->add_option("--nccl", options.nccl, "what nccl-tests printed, or wrote as JSON")
-      ->required()
       ->expected(1, 1024);
-  calibrate_verb->add_option("--cluster", options.cluster, "cluster file to start from")
-      ->required();
-  calibrate_verb->add_option("--out", options.out,
-                             "write the cluster to this file, - for standard output");
+  calibrate_verb->add_option("--cluster", options.cluster, "cluster file to start from");
   calibrate_verb
       ->add_option("--keep", options.fit.keep, "quantities to leave alone, as nvlink.bandwidth,...")
       ->delimiter(',');
@@ -372,7 +657,7 @@ int main_of(int argc, char** argv) {
   if (*explain_verb) return explain_scenario(options);
   if (*compare_verb) return compare_scenarios(options);
   if (*network_verb) return ask_about_network(options);
-  if (*calibrate_verb) return calibrate_cluster(options);
+  if (*calibrate_verb) return calibrate_something(options);
   return validate_runs(options);
 }
 

@@ -1,6 +1,9 @@
+#include "calibrate/write_profile.hpp"
+
 #include <fmt/core.h>
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <iterator>
 #include <string>
 
@@ -40,6 +43,18 @@ std::string time(double s) {
 }
 std::string flops(double flops_per_s) {
   return fmt::format("{:.5g} TFLOP/s", flops_per_s / 1e12);
+}
+
+void write(Writer& w, const Device& d) {
+  w.line(0, "device:");
+  w.line(2, "name: {}", quoted(d.name));
+  w.line(2, "sms: {}", d.sms);
+  w.line(2, "memory: {:.12g} B", d.memory_bytes);
+  w.line(2, "memory_bandwidth: {}", rate(d.memory_bytes_per_s));
+  w.line(2, "bf16: {}", flops(d.bf16_flops_per_s));
+  if (d.fp8_flops_per_s > 0) w.line(2, "fp8: {}", flops(d.fp8_flops_per_s));
+  if (d.fp32_flops_per_s > 0) w.line(2, "fp32: {}", flops(d.fp32_flops_per_s));
+  w.line(2, "source: {}", quoted(d.source));
 }
 
 void write(Writer& w, const GemmTable& t) {
@@ -89,56 +104,66 @@ void write(Writer& w, const AttentionTable& t) {
   }
 }
 
+void write(Writer& w, StreamingKind kind, const StreamingRate& r) {
+  w.line(2, "{}:", name_of(kind));
+  w.line(4, "bandwidth: {}", rate(r.bytes_per_s));
+  w.line(4, "launch: {}", time(r.launch_s));
+  w.line(4, "derived: {}", r.derived);
+  w.line(4, "spread: {:.3f}", r.spread);
+  w.line(4, "id: {}", r.id);
+  w.line(4, "source: {}", quoted(r.source));
+  if (r.points.empty()) return;
+  w.line(4, "points:  # [label, bytes read, bytes written, launches, sms, microseconds]");
+  for (const StreamingPoint& p : r.points) {
+    w.line(6, "- [{}, {}, {}, {}, {}, {:.6g}]", quoted(p.label), p.bytes_read, p.bytes_written,
+           p.launches, p.sms, p.seconds * 1e6);
+  }
+}
+
 }  // namespace
 
-std::string write_profile(const DerivedProfile& derived) {
-  const Profile& p = derived.profile;
+std::string profile_yaml(const Profile& p, std::string_view comment,
+                         std::span<const HeldOutError> errors, const std::string& expert_exchange) {
   Writer w;
-  w.line(0, "# Written by orrery_derive; change calibrate/derive_profiles.cpp, not this file.");
   std::size_t start = 0;
-  while (start < derived.comment.size()) {
-    const std::size_t end = std::min(derived.comment.find('\n', start), derived.comment.size());
-    w.line(0, "# {}", derived.comment.substr(start, end - start));
+  while (start < comment.size()) {
+    const std::size_t end = std::min(comment.find('\n', start), comment.size());
+    w.line(0, "# {}", comment.substr(start, end - start));
     start = end + 1;
   }
-  if (!derived.errors.empty()) w.line(0, "# |predicted / measured - 1| on points not used:");
-  for (const HeldOutError& e : derived.errors) {
+  if (!errors.empty()) w.line(0, "# |predicted / measured - 1| on points not used:");
+  for (const HeldOutError& e : errors) {
     w.line(0,
            "#   {:<34} {:>5} points, median {:4.1f} %, 90th percentile {:4.1f} %, bias {:+.1f} %",
            e.family, e.points, 100 * e.median, 100 * e.percentile_90, 100 * e.bias);
   }
   w.line(0, "name: {}", p.name);
-  w.line(0, "device:");
-  w.line(2, "name: {}", quoted(p.device.name));
-  w.line(2, "sms: {}", p.device.sms);
-  w.line(2, "memory: {:.12g} B", p.device.memory_bytes);
-  w.line(2, "memory_bandwidth: {}", rate(p.device.memory_bytes_per_s));
-  w.line(2, "bf16: {}", flops(p.device.bf16_flops_per_s));
-  if (p.device.fp8_flops_per_s > 0) w.line(2, "fp8: {}", flops(p.device.fp8_flops_per_s));
-  w.line(2, "source: {}", quoted(p.device.source));
-  w.line(0, "launch_gap: {}", time(p.launch_gap_s));
+  write(w, p.device);
+  if (p.launch_gap_s > 0) w.line(0, "launch_gap: {}", time(p.launch_gap_s));
   w.line(0, "launch_gap_source: {}", quoted(p.launch_gap_source));
   if (p.beside_communication) w.line(0, "beside_communication: true");
-  w.line(0, "bandwidth_by_sms:");
-  w.line(2, "source: {}", quoted(p.bandwidth_by_sms_source));
-  w.line(2, "points:");
-  for (const auto& [sms, share] : p.bandwidth_by_sms) w.line(4, "- [{}, {:.4g}]", sms, share);
+  if (!p.bandwidth_by_sms.empty()) {
+    w.line(0, "bandwidth_by_sms:");
+    w.line(2, "source: {}", quoted(p.bandwidth_by_sms_source));
+    w.line(2, "points:");
+    for (const auto& [sms, share] : p.bandwidth_by_sms) w.line(4, "- [{}, {:.4g}]", sms, share);
+  }
   w.line(0, "gemm:");
   for (const GemmTable& t : p.gemms) write(w, t);
   w.line(0, "attention:");
   for (const AttentionTable& t : p.attention) write(w, t);
   w.line(0, "streaming:");
-  for (const auto& [kind, r] : p.streaming) {
-    w.line(2, "{}:", name_of(kind));
-    w.line(4, "bandwidth: {}", rate(r.bytes_per_s));
-    w.line(4, "launch: {}", time(r.launch_s));
-    w.line(4, "derived: {}", r.derived);
-    w.line(4, "spread: {:.3f}", r.spread);
-    w.line(4, "id: {}", r.id);
-    w.line(4, "source: {}", quoted(r.source));
-  }
-  if (!derived.expert_exchange.empty()) w.line(0, "expert_exchange: {}", derived.expert_exchange);
+  for (const auto& [kind, rate] : p.streaming) write(w, kind, rate);
+  if (!expert_exchange.empty()) w.line(0, "expert_exchange: {}", expert_exchange);
   return w.take();
+}
+
+std::string write_profile(const DerivedProfile& derived) {
+  return profile_yaml(derived.profile,
+                      "Written by orrery_derive; change calibrate/derive_profiles.cpp, not this "
+                      "file.\n" +
+                          derived.comment,
+                      derived.errors, derived.expert_exchange);
 }
 
 }  // namespace orrery

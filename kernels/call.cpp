@@ -289,7 +289,7 @@ void list(const AdamW& c, Operands& o) {
   o.array(c.master, c.elements, Access::update);
   flat(c.first_moment, c.moments, Access::update);
   flat(c.second_moment, c.moments, Access::update);
-  flat(c.parameter, c.parameters, Access::write);
+  if (c.parameter != nullptr) flat(c.parameter, c.parameters, Access::write);
 }
 
 void list(const SquareSum& c, Operands& o) {

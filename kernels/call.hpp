@@ -364,7 +364,7 @@ struct AdamW {
   void* first_moment = nullptr;
   void* second_moment = nullptr;
   Format moments = Format::fp32;
-  void* parameter = nullptr;  ///< null: the master is the parameter
+  void* parameter = nullptr;  ///< null: `master` is the parameter
   Format parameters = Format::fp32;
   const AdamScalars* scalars = nullptr;
   const double* square_sum = nullptr;  ///< [1], of all gradients; null: no clipping

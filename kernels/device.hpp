@@ -23,6 +23,25 @@ struct EventHandle {
   int index = 0;
 };
 
+/// A sequence of work that is enqueued once and run many times.
+struct RecordingHandle {
+  int index = 0;
+};
+
+class Profiler;  // kernels/profiler.hpp
+
+/// CUDA graphs. Between begin() and end(), what is enqueued on the streams of the device, with
+/// record() and wait(), is kept and not run; memory is not allocated and nothing is synchronised.
+class Recorder {
+ public:
+  virtual ~Recorder() = default;
+  virtual void begin() = 0;
+  virtual RecordingHandle end() = 0;
+  /// Behind all that was enqueued on any stream, and before all that will be. Its events are reached
+  /// anew each time; it runs at most once between two synchronize().
+  virtual void enqueue(RecordingHandle recording) = 0;
+};
+
 class Device {
  public:
   virtual ~Device() = default;
@@ -46,7 +65,8 @@ class Device {
   /// many it may use; 0: all. Errors of kernels are thrown by synchronize().
   virtual void enqueue(StreamHandle stream, const Call& call, int sms = 0) = 0;
   /// Runs on the host in the stream's order. What it throws is thrown again by synchronize(), and
-  /// what is behind it in any stream does not run.
+  /// host work behind it in any stream does not run. Calls behind it do not run on a CPU; on a GPU
+  /// those that are enqueued already may.
   virtual void enqueue_host(StreamHandle stream, std::function<void()> work) = 0;
   /// An event is recorded at most once between two synchronize().
   virtual void record(StreamHandle stream, EventHandle event) = 0;
@@ -60,13 +80,19 @@ class Device {
 
   /// Writes over the device's last-level cache, so that what follows reads memory.
   virtual void flush_cache(StreamHandle stream) = 0;
+
+  /// Null where the device has none. Belongs to the device.
+  virtual Recorder* recorder() { return nullptr; }
+  virtual Profiler* profiler() { return nullptr; }
 };
 
 /// `threads` of this machine (0: all that this process may use).
 std::unique_ptr<Device> open_cpu_device(int threads = 0);
 
 /// A GPU of this machine, or why there is none ("no NVIDIA driver", "built without CUDA: configure
-/// with the preset cuda", "liborrery_cuda.so not found beside the program").
+/// with the preset cuda", "liborrery_cuda.so not found beside the program"). The module is looked
+/// for beside the running program, or is the file that the environment variable ORRERY_CUDA_MODULE
+/// names.
 std::variant<std::unique_ptr<Device>, std::string> open_cuda_device(int ordinal = 0);
 
 }  // namespace orrery::kernels

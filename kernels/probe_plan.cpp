@@ -51,30 +51,6 @@ double launch_s(const ProbeResult& r) {
 
 }  // namespace
 
-double median(std::vector<double> samples) {
-  const auto middle = samples.begin() + static_cast<std::ptrdiff_t>(samples.size() / 2);
-  std::nth_element(samples.begin(), middle, samples.end());
-  if (samples.size() % 2 == 1) return *middle;
-  return (*std::max_element(samples.begin(), middle) + *middle) / 2;
-}
-
-Summary summarise_samples(const std::vector<double>& samples) {
-  const double centre = median(samples);
-  std::vector<double> distances;
-  distances.reserve(samples.size());
-  for (const double sample : samples) distances.push_back(std::abs(sample - centre));
-  return {.median = centre, .mad = median(std::move(distances)), .samples = samples.size()};
-}
-
-bool enough_samples(const std::vector<double>& samples) {
-  if (samples.size() < kMinSamples) return false;
-  if (samples.size() >= kMaxSamples) return true;
-  const Summary s = summarise_samples(samples);
-  const double pi = std::acos(-1.0);
-  const double error = 1.4826 * s.mad * std::sqrt(pi / 2 / static_cast<double>(s.samples));
-  return error <= kWantedError * s.median;
-}
-
 std::vector<int> sms_to_measure(int device_sms) {
   std::vector<int> result;
   // Dense where a plan that gives 20 to 32 of 132 SMs to communication leaves the rest.

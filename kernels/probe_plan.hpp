@@ -7,27 +7,9 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/statistics.hpp"
+
 namespace orrery {
-
-/// Median of `samples`; the mean of the middle two of an even number. There must be one at least.
-double median(std::vector<double> samples);
-
-/// Median, and the median of the distances from it.
-struct Summary {
-  double median = 0;
-  double mad = 0;
-  std::size_t samples = 0;
-};
-
-Summary summarise_samples(const std::vector<double>& samples);
-
-/// Whether to stop sampling: after kMinSamples at the earliest, as soon as the standard error of
-/// the median is within kWantedError of it, and after kMaxSamples at the latest. For normal errors
-/// the standard deviation is 1.4826 MAD and that of the median sqrt(pi / 2 / samples) of it.
-bool enough_samples(const std::vector<double>& samples);
-constexpr std::size_t kMinSamples = 20;
-constexpr std::size_t kMaxSamples = 300;
-constexpr double kWantedError = 0.001;
 
 /// Numbers of SMs to measure the bandwidth of, ascending, the last one all of the device's.
 std::vector<int> sms_to_measure(int device_sms);

@@ -498,7 +498,7 @@ void check(const AdamW& c, Checker& is) {
   is.need(c.second_moment != nullptr, {"second_moment is missing"});
   plain("first_moment", c.first_moment, c.moments);
   plain("second_moment", c.second_moment, c.moments);
-  plain("parameter", c.parameter, c.parameters);
+  if (c.parameter != nullptr) plain("parameter", c.parameter, c.parameters);
   is.array("scalars", c.scalars);
   is.optional_array("square_sum", c.square_sum);
 }

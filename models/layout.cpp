@@ -92,18 +92,29 @@ std::vector<std::int64_t> Layout::members(GroupKind kind, std::int64_t group) co
   return slots;
 }
 
-std::int64_t Layout::members_per_node(GroupKind kind) const {
+std::int64_t Layout::members_per_node(GroupKind kind, std::span<const int> positions) const {
   std::int64_t most = 0;
+  std::vector<std::int64_t> nodes;
   for (std::int64_t group = 0; group < group_count(kind); ++group) {
-    std::int64_t current_node = -1;
-    std::int64_t here = 0;
-    for (const std::int64_t slot : members(kind, group)) {  // ascending, so a node's members adjoin
-      if (node(slot) != current_node) here = 0;
-      current_node = node(slot);
-      most = std::max(most, ++here);
+    nodes.clear();
+    for (const int position : positions) {
+      for (const std::int64_t slot : members(kind, group)) {
+        nodes.push_back(node(rank(position, slot)));
+      }
+    }
+    std::sort(nodes.begin(), nodes.end());
+    for (auto first = nodes.begin(); first != nodes.end();) {
+      const auto last = std::upper_bound(first, nodes.end(), *first);
+      most = std::max<std::int64_t>(most, last - first);
+      first = last;
     }
   }
   return most;
+}
+
+std::int64_t Layout::members_per_node(GroupKind kind) const {
+  const int first[] = {0};
+  return members_per_node(kind, first);
 }
 
 bool Layout::same_node(std::int64_t position_a, std::int64_t position_b) const {

@@ -8,6 +8,7 @@
 // position is a rank class.
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -54,6 +55,8 @@ class Layout {
   std::vector<std::int64_t> members(GroupKind kind, std::int64_t group) const;
   /// Members of a group of the first position that share a node (the largest such number).
   std::int64_t members_per_node(GroupKind kind) const;
+  /// Of such a group in all of these positions together.
+  std::int64_t members_per_node(GroupKind kind, std::span<const int> positions) const;
   /// Whether slot i of both positions sits on one node (for all i; false if for any not).
   bool same_node(std::int64_t position_a, std::int64_t position_b) const;
 

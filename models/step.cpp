@@ -552,14 +552,14 @@ class StepBuilder {
     const std::int64_t ranks =
         layout_.group_size(group) * static_cast<std::int64_t>(positions.size());
     if (ranks == 1 || bytes == 0) return;
-    const ShapeId shape =
-        builder_.intern({.work = Collective{.kind = kind,
-                                            .bytes = bytes,
-                                            .ranks = ranks,
-                                            .ranks_per_node = layout_.members_per_node(group),
-                                            .stride = layout_.stride(group)},
-                         .label = label,
-                         .sms = 0});
+    const ShapeId shape = builder_.intern(
+        {.work = Collective{.kind = kind,
+                            .bytes = bytes,
+                            .ranks = ranks,
+                            .ranks_per_node = layout_.members_per_node(group, positions),
+                            .stride = layout_.stride(group)},
+         .label = label,
+         .sms = 0});
     for (const auto& members : groups(group).members) {
       streams_.clear();
       predecessors_.clear();
@@ -660,8 +660,7 @@ class StepBuilder {
     const auto local = [&](auto shape_of, const std::string& label,
                            std::optional<OpId> everyone_after, bool changes_state) {
       every_rank([&](int p, std::int64_t slot) {
-        const ShapeId shape =
-            builder_.intern({.work = shape_of(p), .label = label, .sms = 0});
+        const ShapeId shape = builder_.intern({.work = shape_of(p), .label = label, .sms = 0});
         const std::array<StreamId, 2> streams = {
             stream_of(replicas_.rank(p, slot), StreamKind::compute),
             stream_of(replicas_.rank(p, slot), StreamKind::data)};

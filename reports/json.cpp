@@ -131,6 +131,17 @@ void write_report(JsonObject& o, const Report& report, const JsonOptions& option
   o("plan", report.plan);
   o("gpus", report.gpus);
   o("device", report.device);
+  if (!report.executed_on.empty()) o("executed_on", report.executed_on);
+  if (!report.training.empty()) {
+    o.array("training", report.training, [&](const TrainingStep& step) {
+      JsonObject s(writer);
+      s("step", step.number);
+      s("loss", step.loss);
+      s("mtp_loss", step.mtp_loss);
+      s("gradient_norm", step.gradient_norm);
+      s("seconds", step.seconds);
+    });
+  }
   o("peak_flops_per_s", report.peak_flops_per_s);
   o("step_time_s", report.step_time_s);
   o("tokens_per_step", report.tokens_per_step);

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <chrono>
 
 #include "models/step.hpp"
@@ -33,6 +34,37 @@ ProgramRun run_program(const Scenario& scenario, const Program& program, Network
         engine == Engine::sweep ? sweep(program, run.prices) : simulate(program, run.prices);
   }
   return run;
+}
+
+namespace {
+
+PriceList mean_durations(const Program& program, const Timeline& timeline) {
+  IdVector<ShapeId, Picoseconds> sum_ps(program.shapes().size(), 0);
+  for (std::size_t i = 0; i < program.size(); ++i) {
+    const OpId op(i);
+    sum_ps[program.shape(op)] += timeline.end_ps[op] - timeline.start_ps[op];
+  }
+  const IdVector<ShapeId, std::int64_t> counts = program.shape_counts();
+  PriceList list;
+  for (std::size_t s = 0; s < counts.size(); ++s) {
+    const ShapeId shape(s);
+    list.prices.push_back({.time_ps = sum_ps[shape] / std::max<std::int64_t>(1, counts[shape]),
+                           .source = PriceSource::measured,
+                           .note = "executed"});
+  }
+  return list;
+}
+
+}  // namespace
+
+Study study_executed(Scenario scenario, Program program, Timeline timeline,
+                     const std::string& executed_on) {
+  Study study{.scenario = std::move(scenario), .program = std::move(program)};
+  study.run.timeline = std::move(timeline);
+  study.run.prices = mean_durations(study.program, study.run.timeline);
+  study.report = summarise(study.scenario, study.program, study.run.prices, study.run.timeline);
+  study.report.executed_on = executed_on;
+  return study;
 }
 
 Study study_step(Scenario scenario, const StudyOptions& options) {

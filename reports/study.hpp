@@ -2,6 +2,7 @@
 // The chain that every study runs: scenario -> Program -> prices -> Timeline -> Report.
 
 #include <optional>
+#include <string>
 
 #include "reports/report.hpp"
 #include "sim/traffic.hpp"
@@ -36,6 +37,11 @@ struct Study {
   ProgramRun run;
   Report report;  ///< engine.wall_s: from the scenario to this report
 };
+
+/// Of a step that was executed: its timeline in place of a simulated one, and as the price of a shape
+/// the mean of what its ops took.
+Study study_executed(Scenario scenario, Program program, Timeline timeline,
+                     const std::string& executed_on);
 
 /// Throws as network_of().
 Study study_step(Scenario scenario, const StudyOptions& options = {});

@@ -28,7 +28,9 @@ constexpr std::string_view kYellow = "33";
 
 std::string head(const Report& r, const TerminalOptions& options) {
   std::string text = paint(shorten(r.scenario, kColumns), kBold, options) + "\n";
-  text += shorten(fmt::format("{} x {}, {}", r.gpus, r.device, r.plan), kColumns) + "\n\n";
+  text += shorten(fmt::format("{} x {}, {}", r.gpus, r.device, r.plan), kColumns) + "\n";
+  if (!r.executed_on.empty()) text += shorten("executed on " + r.executed_on, kColumns) + "\n";
+  text += "\n";
   text += fmt::format("  {:<16}{:<16}{:<18}{:<16}{}\n", "step time", format_seconds(r.step_time_s),
                       "tokens/day", format_count(r.tokens_per_day),
                       fmt::format("{} tokens a step", format_count(r.tokens_per_step)));
@@ -42,6 +44,26 @@ std::string head(const Report& r, const TerminalOptions& options) {
       "TFLOPS/GPU", r.tflops_per_gpu_causal, 100 * r.mfu_causal, r.tflops_per_gpu_noncausal,
       100 * r.mfu_noncausal, r.peak_flops_per_s * 1e-12);
   return text;
+}
+
+/// The first and the last steps of many.
+std::string training(const Report& r) {
+  if (r.training.empty()) return "";
+  const bool mtp = r.training.front().mtp_loss != 0;
+  std::vector<std::vector<std::string>> rows = {{"step", "loss", "gradient norm", "s"}};
+  if (mtp) rows[0].insert(rows[0].begin() + 2, "MTP loss");
+  constexpr std::size_t kShown = 4;
+  for (std::size_t i = 0; i < r.training.size(); ++i) {
+    if (i == kShown && r.training.size() > 2 * kShown) {
+      i = r.training.size() - kShown;
+      rows.push_back(std::vector<std::string>(rows[0].size(), ".."));
+    }
+    const TrainingStep& s = r.training[i];
+    rows.push_back({fmt::format("{}", s.number), fmt::format("{:.4f}", s.loss),
+                    fmt::format("{:.3f}", s.gradient_norm), fmt::format("{:.3f}", s.seconds)});
+    if (mtp) rows.back().insert(rows.back().begin() + 2, fmt::format("{:.4f}", s.mtp_loss));
+  }
+  return format_table(rows, mtp ? "rrrrr" : "rrrr", "  ") + "\n";
 }
 
 std::string phases(const Report& r, const TerminalOptions& options) {
@@ -220,7 +242,7 @@ std::string warnings(const Report& r, const TerminalOptions& options) {
 }  // namespace
 
 std::string to_terminal(const Report& r, const TerminalOptions& options) {
-  std::string text = head(r, options) + "\n" + phases(r, options) + "\n" + memory(r, options) +
+  std::string text = head(r, options) + "\n" + training(r) + phases(r, options) + "\n" + memory(r, options) +
                      "\n" + network(r, options) + "\n" + costliest(r, options) +
                      warnings(r, options);
   if (options.timing) {

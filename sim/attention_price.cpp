@@ -49,6 +49,15 @@ const AttentionTable* choose_table(const Profile& profile, const AttentionCore& 
   return nullptr;
 }
 
+/// The point that measured this core, if there is one on this many SMs; null if there is none.
+const AttentionPoint* find_point(const AttentionTable& table, const AttentionCore& a, int sms) {
+  const AttentionPoint* found = nullptr;
+  for (const AttentionPoint& p : table.points) {
+    if (p.shape == a && (found == nullptr || (p.sms == sms && found->sms != sms))) found = &p;
+  }
+  return found;
+}
+
 bool far_outside(const AttentionTable& table, const std::array<double, 4>& x) {
   return far_outside(table.box, x, 0) || far_outside(table.box, x, 3);
 }
@@ -100,9 +109,7 @@ Price price_attention(const AttentionCore& a, int sms, const Profile& profile) {
   const AttentionTable* table = choose_table(profile, a);
   if (table == nullptr) {
     const double share = static_cast<double>(sms) / profile.device.sms;
-    const bool fp8 = a.inputs == NumberFormat::fp8_tensor || a.inputs == NumberFormat::fp8_block;
-    const double peak = fp8 && profile.device.fp8_flops_per_s > 0 ? profile.device.fp8_flops_per_s
-                                                                  : profile.device.bf16_flops_per_s;
+    const double peak = peak_flops_per_s(a.inputs, profile.device);
     const double s = std::max(flops_of(shape) / (peak * share), floor_s);
     return {.time_ps = from_seconds(s + profile.launch_gap_s),
             .source = PriceSource::roofline,
@@ -111,14 +118,13 @@ Price price_attention(const AttentionCore& a, int sms, const Profile& profile) {
             .note = fmt::format("no {} attention table: peak rates", name_of(a.inputs))};
   }
   Price price{.spread = table->spread, .note = table->id};
-  for (const AttentionPoint& p : table->points) {
-    if (p.shape != a) continue;
-    const double change = p.sms == sms ? 1
-                                       : attention_skeleton_s(table->model, a, sms) /
-                                             attention_skeleton_s(table->model, a, p.sms);
-    price.time_ps = from_seconds(std::max(p.seconds * change, floor_s) + profile.launch_gap_s);
-    price.source = p.sms == sms && !table->derived ? PriceSource::measured : PriceSource::derived;
-    if (p.sms != sms) price.note += fmt::format(", {}/{} SMs", sms, p.sms);
+  if (const AttentionPoint* p = find_point(*table, a, sms)) {
+    const double change = p->sms == sms ? 1
+                                        : attention_skeleton_s(table->model, a, sms) /
+                                              attention_skeleton_s(table->model, a, p->sms);
+    price.time_ps = from_seconds(std::max(p->seconds * change, floor_s) + profile.launch_gap_s);
+    price.source = p->sms == sms && !table->derived ? PriceSource::measured : PriceSource::derived;
+    if (p->sms != sms) price.note += fmt::format(", {}/{} SMs", sms, p->sms);
     return price;
   }
   price.time_ps =

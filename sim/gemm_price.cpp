@@ -81,11 +81,14 @@ bool far_outside(const GemmTable& table, const std::array<double, 4>& x) {
          far_outside(table.box, x, 2);
 }
 
-/// Dense tensor-core rate of a format; FP32 operands go through TF32 at half of the BF16 rate.
-double peak_flops_per_s(NumberFormat format, const Device& device) {
-  if (format == NumberFormat::fp32) return device.bf16_flops_per_s / 2;
-  const bool fp8 = format == NumberFormat::fp8_block || format == NumberFormat::fp8_tensor;
-  return fp8 && device.fp8_flops_per_s > 0 ? device.fp8_flops_per_s : device.bf16_flops_per_s;
+/// The point that measured this shape, if there is one on this many SMs; null if there is none.
+const GemmPoint* find_point(const GemmTable& table, const Gemm& g, int sms) {
+  const GemmPoint* found = nullptr;
+  for (const GemmPoint& p : table.points) {
+    if (p.groups != g.groups || p.m != g.m || p.n != g.n || p.k != g.k) continue;
+    if (found == nullptr || (p.sms == sms && found->sms != sms)) found = &p;
+  }
+  return found;
 }
 
 Price roofline(const Gemm& g, int sms, const Profile& profile) {
@@ -103,6 +106,15 @@ Price roofline(const Gemm& g, int sms, const Profile& profile) {
 }
 
 }  // namespace
+
+double peak_flops_per_s(NumberFormat format, const Device& device) {
+  if (format == NumberFormat::fp32) {
+    // Without a rate of their own FP32 operands go through TF32.
+    return device.fp32_flops_per_s > 0 ? device.fp32_flops_per_s : device.bf16_flops_per_s / 2;
+  }
+  const bool fp8 = format == NumberFormat::fp8_block || format == NumberFormat::fp8_tensor;
+  return fp8 && device.fp8_flops_per_s > 0 ? device.fp8_flops_per_s : device.bf16_flops_per_s;
+}
 
 Gemm gemm_of(const GemmTable& table, const GemmPoint& p) {
   return {.inputs = table.inputs,
@@ -159,16 +171,15 @@ Price price_gemm(const Gemm& g, int sms, const Profile& profile) {
   const bool same_kernel = cost <= 1;
 
   Price price{.spread = table->spread, .note = table->id};
-  for (const GemmPoint& p : table->points) {
-    if (p.groups != g.groups || p.m != g.m || p.n != g.n || p.k != g.k || !same_kernel) continue;
+  if (const GemmPoint* p = same_kernel ? find_point(*table, g, sms) : nullptr) {
     // The same shape; on another number of SMs the skeleton says how the time changes.
-    const double change =
-        p.sms == sms ? 1
-                     : gemm_skeleton_s(table->model, g, sms, share) /
-                           gemm_skeleton_s(table->model, g, p.sms, bandwidth_share(profile, p.sms));
-    price.time_ps = from_seconds(p.seconds * change + profile.launch_gap_s);
-    price.source = p.sms == sms && !table->derived ? PriceSource::measured : PriceSource::derived;
-    if (p.sms != sms) price.note += fmt::format(", {}/{} SMs", sms, p.sms);
+    const double change = p->sms == sms ? 1
+                                        : gemm_skeleton_s(table->model, g, sms, share) /
+                                              gemm_skeleton_s(table->model, g, p->sms,
+                                                              bandwidth_share(profile, p->sms));
+    price.time_ps = from_seconds(p->seconds * change + profile.launch_gap_s);
+    price.source = p->sms == sms && !table->derived ? PriceSource::measured : PriceSource::derived;
+    if (p->sms != sms) price.note += fmt::format(", {}/{} SMs", sms, p->sms);
     return price;
   }
   price.time_ps = from_seconds(table_seconds(*table, g, sms, share) + profile.launch_gap_s);

@@ -17,13 +17,14 @@ std::string_view name_of(PriceSource source) {
 
 Price price(const Shape& shape, const Profile& profile, const Cluster& cluster) {
   struct Visitor {
+    const std::string& label;
     int sms;
     const Profile& profile;
     const Cluster& cluster;
     Price operator()(const Mark&) const { return {0, PriceSource::measured, 0, false, ""}; }
     Price operator()(const Gemm& g) const { return price_gemm(g, sms, profile); }
     Price operator()(const AttentionCore& a) const { return price_attention(a, sms, profile); }
-    Price operator()(const Streaming& s) const { return price_streaming(s, sms, profile); }
+    Price operator()(const Streaming& s) const { return price_streaming(s, label, sms, profile); }
     Price operator()(const ExpertExchange& e) const {
       return price_exchange(e, sms, profile, cluster);
     }
@@ -31,7 +32,7 @@ Price price(const Shape& shape, const Profile& profile, const Cluster& cluster) 
     Price operator()(const Send& s) const { return price_send(s, cluster); }
     Price operator()(const StorageWrite& w) const { return price_storage_write(w); }
   };
-  return std::visit(Visitor{shape.sms, profile, cluster}, shape.work);
+  return std::visit(Visitor{shape.label, shape.sms, profile, cluster}, shape.work);
 }
 
 PriceList price_all(const Program& program, const Profile& profile, const Cluster& cluster) {

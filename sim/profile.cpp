@@ -98,6 +98,7 @@ Device read_device(const Node& node, Problems& problems) {
   d.memory_bytes_per_s = r.quantity("memory_bandwidth", Dimension::bytes_per_s);
   d.bf16_flops_per_s = r.quantity("bf16", Dimension::flops_per_s);
   d.fp8_flops_per_s = r.quantity_or("fp8", 0, Dimension::flops_per_s);
+  d.fp32_flops_per_s = r.quantity_or("fp32", 0, Dimension::flops_per_s);
   d.source = cited(r);
   r.finish();
   return d;
@@ -205,6 +206,34 @@ std::vector<std::string> streaming_names() {
   return names;
 }
 
+/// [label, bytes_read, bytes_written, launches, sms, microseconds]; null if malformed (reported).
+std::optional<StreamingPoint> read_streaming_point(const Node& row, Problems& problems) {
+  if (row.kind() != Node::Kind::sequence || row.size() != 6) {
+    problems.add(row, "expected [label, bytes read, bytes written, launches, sms, microseconds]");
+    return std::nullopt;
+  }
+  if (row[0].kind() != Node::Kind::scalar) {
+    problems.add(row[0], "a label is the name of an operation, or \"\" for any");
+    return std::nullopt;
+  }
+  const auto read = read_integer(row[1], problems, 0, kMany);
+  const auto written = read_integer(row[2], problems, 0, kMany);
+  const auto launches = read_integer(row[3], problems, 1, kMany);
+  const auto sms = read_integer(row[4], problems, 1, 10'000);
+  const auto microseconds = read_number(row[5], problems, 1e-6, 1e12);
+  if (!read || !written || !launches || !sms || !microseconds) return std::nullopt;
+  if (*read + *written == 0) {
+    problems.add(row, "a point must read or write something");
+    return std::nullopt;
+  }
+  return StreamingPoint{.label = row[0].text(),
+                        .bytes_read = *read,
+                        .bytes_written = *written,
+                        .launches = *launches,
+                        .sms = static_cast<int>(*sms),
+                        .seconds = *microseconds * 1e-6};
+}
+
 void read_streaming(const Node& node, Profile& profile, Problems& problems) {
   if (node.kind() == Node::Kind::null) return;
   if (node.kind() != Node::Kind::map) {
@@ -228,6 +257,9 @@ void read_streaming(const Node& node, Profile& profile, Problems& problems) {
     rate.spread = r.number("spread", 0, kMaxSpread);
     rate.id = r.text("id");
     rate.source = cited(r);
+    for (const Node& row : elements(r.at("points"), "points", problems)) {
+      if (const auto point = read_streaming_point(row, problems)) rate.points.push_back(*point);
+    }
     r.finish();
     profile.streaming[*kind] = rate;
   }
@@ -257,6 +289,7 @@ void read_bandwidth_by_sms(const Node& node, Profile& profile, Problems& problem
 void prepare(Profile& profile) {
   for (GemmTable& table : profile.gemms) prepare(table, profile);
   for (AttentionTable& table : profile.attention) prepare(table);
+  for (auto& [kind, rate] : profile.streaming) prepare(kind, rate, profile);
 }
 
 Profile read_profile(const Node& node, Problems& problems) {
@@ -266,7 +299,8 @@ Profile read_profile(const Node& node, Problems& problems) {
   profile.file = node.at().file;
   profile.name = r.text("name");
   profile.device = read_device(r.require("device"), problems);
-  profile.launch_gap_s = r.quantity("launch_gap", Dimension::seconds);
+  // Left out where the kernels' times contain it, as the source then says.
+  profile.launch_gap_s = r.quantity_or("launch_gap", 0, Dimension::seconds);
   profile.launch_gap_source = r.text("launch_gap_source");
   profile.beside_communication = r.flag_or("beside_communication", false);
   read_bandwidth_by_sms(r.at("bandwidth_by_sms"), profile, problems);

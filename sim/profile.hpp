@@ -25,7 +25,8 @@ struct Device {
   double memory_bytes = 0;
   double memory_bytes_per_s = 0;
   double bf16_flops_per_s = 0;
-  double fp8_flops_per_s = 0;  ///< 0: the device has none
+  double fp8_flops_per_s = 0;   ///< 0: the device has none
+  double fp32_flops_per_s = 0;  ///< of GEMMs on FP32 operands; 0: TF32's, half of BF16's
   std::string source;
 };
 
@@ -110,7 +111,19 @@ struct AttentionTable {
   LogBox box{};  ///< filled by prepare()
 };
 
-/// seconds = launches * launch_s + bytes / bytes_per_s (on all SMs).
+/// One measured op of a kind: `seconds` from the start of its first kernel to the end of its last.
+struct StreamingPoint {
+  std::string label{};  ///< the op in the model, as Shape::label; empty: any of these bytes
+  std::int64_t bytes_read = 0;
+  std::int64_t bytes_written = 0;
+  std::int64_t launches = 1;  ///< as in Streaming: what the op stands for
+  int sms = 0;
+  double seconds = 0;
+  LogPosition at{};  ///< filled by prepare()
+};
+
+/// seconds = launches * launch_s + bytes / bytes_per_s (on all SMs), times what measured points
+/// nearby say.
 struct StreamingRate {
   double bytes_per_s = 0;
   double launch_s = 0;   ///< floor of one launch: what a kernel on a tiny tensor takes
@@ -118,14 +131,16 @@ struct StreamingRate {
   double spread = 0;
   std::string id;
   std::string source;
+  std::vector<StreamingPoint> points;  ///< may be none
 };
 
 struct Profile {
   std::string name;
   std::string file;
   Device device;
-  double launch_gap_s =
-      0;  ///< between dependent kernels of one stream, added to every compute op's launch
+  /// Between dependent kernels of one stream, added to every compute op's launch. 0: the points
+  /// contain it (they were measured begin to begin).
+  double launch_gap_s = 0;
   std::string launch_gap_source;
   /// Share of full memory bandwidth a streaming kernel reaches on a share of the SMs: points (sms,
   /// share). Ascending; straight lines between, through (0, 0).
@@ -134,7 +149,8 @@ struct Profile {
   std::vector<GemmTable> gemms;
   std::vector<AttentionTable> attention;
   std::map<StreamingKind, StreamingRate> streaming;
-  /// The kernels were measured beside communication, so what that takes from them is in their times.
+  /// The kernels were measured beside communication, so what that takes from them is in their
+  /// times.
   bool beside_communication = false;
   ExchangeTable exchange;
 };

@@ -47,17 +47,14 @@ void run(const EmbeddingBackward& e) {
   const auto runs = static_cast<std::int64_t>(begin.size());
   begin.push_back(order.size());
   for_rows(runs, e.d_out.columns, [&](std::int64_t first, std::int64_t last) {
-    float* sum = row_buffer(0, e.d_out.columns);
-    float* scratch = row_buffer(1, e.d_out.columns);
+    float* scratch = row_buffer(0, e.d_out.columns);
     for (std::int64_t k = first; k < last; ++k) {
       const std::size_t i0 = begin[static_cast<std::size_t>(k)];
       const std::int64_t at = e.tokens[order[i0]] - e.first_row;
       if (at < 0 || at >= e.d_table.rows) continue;
-      load_row(e.d_out, order[i0], sum);
-      for (std::size_t i = i0 + 1; i < begin[static_cast<std::size_t>(k) + 1]; ++i) {
-        add_row(e.d_out, order[i], sum, scratch);
+      for (std::size_t i = i0; i < begin[static_cast<std::size_t>(k) + 1]; ++i) {
+        add_row(e.d_out, order[i], row_at<float>(e.d_table, at), scratch);
       }
-      add_floats(sum, row_at<float>(e.d_table, at), e.d_out.columns);
     }
   });
 }

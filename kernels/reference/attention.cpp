@@ -73,7 +73,7 @@ struct Sums {
   }
   void store() {
     for (std::int64_t r = 0; r < to.rows; ++r) {
-      for (std::int64_t c = 0; c < to.columns; ++c) set_code(to, r, c, at(r, c));
+      for (std::int64_t c = 0; c < to.columns; ++c) set_element(to, r, c, at(r, c));
     }
   }
 };
@@ -96,7 +96,7 @@ void run(const AttentionForward& call) {
         out += weights[static_cast<std::size_t>(j)] / sum *
                element(call.v, at.key_row + j, at.kv_head * s.d_v + c);
       }
-      set_code(call.out, at.row, at.head * s.d_v + c, out);
+      set_element(call.out, at.row, at.head * s.d_v + c, out);
     }
   });
 }
@@ -119,11 +119,14 @@ void run(const AttentionBackward& call) {
           dot(call.d_out, at.row, at.head * s.d_v, call.v, key, at.kv_head * s.d_v, s.d_v);
       const double d_s = p * (d_p - row_sum) * double{s.scale};
       for (std::int64_t c = 0; c < s.d_qk; ++c) {
-        d_q.at(at.row, at.head * s.d_qk + c) += d_s * element(call.k, key, at.kv_head * s.d_qk + c);
-        d_k.at(key, at.kv_head * s.d_qk + c) += d_s * element(call.q, at.row, at.head * s.d_qk + c);
+        d_q.at(at.row, at.head * s.d_qk + c) +=
+            d_s * element(call.k, key, at.kv_head * s.d_qk + c);
+        d_k.at(key, at.kv_head * s.d_qk + c) +=
+            d_s * element(call.q, at.row, at.head * s.d_qk + c);
       }
       for (std::int64_t c = 0; c < s.d_v; ++c) {
-        d_v.at(key, at.kv_head * s.d_v + c) += p * element(call.d_out, at.row, at.head * s.d_v + c);
+        d_v.at(key, at.kv_head * s.d_v + c) +=
+            p * element(call.d_out, at.row, at.head * s.d_v + c);
       }
     }
   });

@@ -2,7 +2,6 @@
 // Elements of matrices one by one, in double.
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <functional>
@@ -40,39 +39,31 @@ inline float code_at(const Matrix& m, std::int64_t row, std::int64_t column) {
   return 0;
 }
 
+/// With its scale. Exact: the product of a code's value and a scale fits a double.
 inline double element(const Matrix& m, std::int64_t row, std::int64_t column) {
   const float* scale = scale_at(m, row, column);
   return scale == nullptr ? double{code_at(m, row, column)}
                           : double{code_at(m, row, column)} * double{*scale};
 }
 
-/// The float on the side of zero, with its last bit set where anything was lost: rounding that
-/// again, to at most 22 bits, gives what rounding the double at once gives (Boldo and Melquiond,
-/// "Emulation of FMA and correctly rounded sums: proved algorithms using rounding to odd", 2008).
-inline float odd_float_of(double value) {
-  const auto nearest = static_cast<float>(value);
-  if (static_cast<double>(nearest) == value || !std::isfinite(nearest)) return nearest;
-  const float below = std::abs(static_cast<double>(nearest)) > std::abs(value)
-                          ? std::nextafter(nearest, 0.0F)
-                          : nearest;
-  return std::bit_cast<float>(std::bit_cast<std::uint32_t>(below) | 1U);
-}
+/// Rounds once, from double to the format. Matrices without scales only.
+void set_element(const Matrix& m, std::int64_t row, std::int64_t column, double value);
 
-/// Rounds once, from double to the format; a scaled matrix is given the code's number.
-inline void set_code(const Matrix& m, std::int64_t row, std::int64_t column, double value) {
+/// Rounds to the format; a scaled matrix is given the code's number.
+inline void set_code(const Matrix& m, std::int64_t row, std::int64_t column, float value) {
   const std::int64_t i = row * m.pitch + column;
   switch (m.format) {
     case Format::fp32:
-      static_cast<float*>(m.data)[i] = static_cast<float>(value);
+      static_cast<float*>(m.data)[i] = value;
       return;
     case Format::bf16:
-      static_cast<std::uint16_t*>(m.data)[i] = bf16_of(odd_float_of(value));
+      static_cast<std::uint16_t*>(m.data)[i] = bf16_of(value);
       return;
     case Format::e4m3:
-      static_cast<std::uint8_t*>(m.data)[i] = e4m3_of(odd_float_of(value));
+      static_cast<std::uint8_t*>(m.data)[i] = e4m3_of(value);
       return;
     case Format::e5m6:
-      store_e5m6(m.data, i, e5m6_of(odd_float_of(value)));
+      store_e5m6(m.data, i, e5m6_of(value));
       return;
   }
 }
@@ -93,7 +84,7 @@ inline float scale_of(float largest, Format format) {
 inline void store(const Matrix& m, std::int64_t rows, const Values& value) {
   if (m.scaling == Scaling::none) {
     for (std::int64_t r = 0; r < rows; ++r) {
-      for (std::int64_t c = 0; c < m.columns; ++c) set_code(m, r, c, value(r, c));
+      for (std::int64_t c = 0; c < m.columns; ++c) set_element(m, r, c, value(r, c));
     }
     return;
   }

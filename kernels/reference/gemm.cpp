@@ -25,7 +25,7 @@ void multiply(const Gemm& c, const std::vector<double>& a, const std::vector<dou
         sum += a[static_cast<std::size_t>((p.a_row + i) * a_row + (p.a_k + x) * a_step)] *
                b[static_cast<std::size_t>((p.b_row + j) * b_row + (p.b_k + x) * b_step)];
       }
-      set_code(c.d, p.d_row + i, j, sum);
+      set_element(c.d, p.d_row + i, j, sum);
     }
   }
 }

@@ -10,24 +10,18 @@ void run(const Embedding& e) {
     const std::int64_t row = e.tokens[r] - e.first_row;
     const bool here = row >= 0 && row < e.table.rows;
     for (std::int64_t c = 0; c < e.out.columns; ++c) {
-      set_code(e.out, r, c, here ? element(e.table, row, c) : 0.0);
+      set_code(e.out, r, c, here ? static_cast<float>(element(e.table, row, c)) : 0.0F);
     }
   }
 }
 
+/// In FP32, one row of the batch after the other: rounding is part of what the call says.
 void run(const EmbeddingBackward& e) {
-  for (std::int64_t row = 0; row < e.d_table.rows; ++row) {
+  for (std::int64_t r = 0; r < e.d_out.rows; ++r) {
+    const std::int64_t row = e.tokens[r] - e.first_row;
+    if (row < 0 || row >= e.d_table.rows) continue;
     for (std::int64_t c = 0; c < e.d_table.columns; ++c) {
-      double sum = 0;
-      bool any = false;
-      for (std::int64_t r = 0; r < e.d_out.rows; ++r) {
-        if (e.tokens[r] - e.first_row != row) continue;
-        sum += element(e.d_out, r, c);
-        any = true;
-      }
-      if (any) {
-        set_code(e.d_table, row, c, element(e.d_table, row, c) + sum);
-      }
+      set_element(e.d_table, row, c, element(e.d_table, row, c) + element(e.d_out, r, c));
     }
   }
 }
@@ -74,7 +68,7 @@ void run(const CrossEntropyBackward& b) {
         gradient = std::exp(element(b.logits, r, c) - b.lse[r]);
         if (c + b.first_column == b.targets[r]) gradient -= 1;
       }
-      set_code(b.logits, r, c, gradient * b.scale);
+      set_element(b.logits, r, c, gradient * b.scale);
     }
   }
 }

@@ -30,8 +30,8 @@ void run(const AdamW& a) {
     const double g = a.gradient[i] * clip;
     const double m = beta1 * element(first, 0, i) + (1 - beta1) * g;
     const double v = beta2 * element(second, 0, i) + (1 - beta2) * g * g;
-    set_code(first, 0, i, m);
-    set_code(second, 0, i, v);
+    set_element(first, 0, i, m);
+    set_element(second, 0, i, v);
     const double m_hat = m / (1 - double{s.beta1_power}), v_hat = v / (1 - double{s.beta2_power});
     double step = m_hat / (std::sqrt(v_hat) + s.epsilon);
     if (a.decay) step += double{s.weight_decay} * a.master[i];

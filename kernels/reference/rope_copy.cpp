@@ -15,8 +15,8 @@ void run(const Rope& rope) {
       for (std::int64_t h = 0; h < rope.heads; ++h) {
         const std::int64_t column = h * rope.head_dim + rope.offset + 2 * i;
         const double a = element(rope.x, r, column), b = element(rope.x, r, column + 1);
-        set_code(rope.x, r, column, a * cosine - b * sine);
-        set_code(rope.x, r, column + 1, a * sine + b * cosine);
+        set_element(rope.x, r, column, a * cosine - b * sine);
+        set_element(rope.x, r, column + 1, a * sine + b * cosine);
       }
     }
   }
@@ -30,10 +30,10 @@ void run(const HeadCopy& copy) {
         const double value = element(copy.from, r, copy.from_offset + h * copy.from_stride + c);
         sum += value;
         if (!copy.sum_heads) {
-          set_code(copy.to, r, copy.to_offset + h * copy.to_stride + c, value);
+          set_element(copy.to, r, copy.to_offset + h * copy.to_stride + c, value);
         }
       }
-      if (copy.sum_heads) set_code(copy.to, r, copy.to_offset + c, sum);
+      if (copy.sum_heads) set_element(copy.to, r, copy.to_offset + c, sum);
     }
   }
 }

@@ -97,7 +97,7 @@ void run(const RouterBackward& k) {
       mean += d_score[static_cast<std::size_t>(e)] * score[e];
     for (std::int64_t e = 0; e < experts; ++e) {
       const double s = score[e], d = d_score[static_cast<std::size_t>(e)];
-      set_code(k.d_logits, t, e, k.sigmoid ? d * s * (1 - s) : s * (d - mean));
+      set_element(k.d_logits, t, e, k.sigmoid ? d * s * (1 - s) : s * (d - mean));
     }
   }
 }
@@ -164,7 +164,7 @@ void run(const Unpermute& u) {
       for (std::int64_t i = 0; i < u.top_k; ++i) {
         if (rows[i] >= 0) sum += element(u.from, rows[i], c);
       }
-      set_code(u.to, t, c, sum);
+      set_element(u.to, t, c, sum);
     }
     if (u.row_values == nullptr) continue;
     for (std::int64_t i = 0; i < u.top_k; ++i) {

@@ -192,6 +192,19 @@ TEST(WriteProfile, ReadsBackWithTheSamePrices) {
                                                  .spread = 0.2,
                                                  .id = "s",
                                                  .source = "s"};
+  const Streaming measured{
+      .kind = StreamingKind::copy, .bytes_read = 4096, .bytes_written = 0, .launches = 3};
+  d.profile.streaming[StreamingKind::copy] = {.bytes_per_s = 1.5e12,
+                                              .launch_s = 2e-6,
+                                              .spread = 0.2,
+                                              .id = "s",
+                                              .source = "s",
+                                              .points = {{.label = "a \"b\"",
+                                                          .bytes_read = 4096,
+                                                          .launches = 3,
+                                                          .sms = kSms,
+                                                          .seconds = 12.25e-6}}};
+  d.profile.device.fp32_flops_per_s = 1e12;
   prepare(d.profile);
 
   Problems problems;
@@ -207,7 +220,10 @@ TEST(WriteProfile, ReadsBackWithTheSamePrices) {
   }
   EXPECT_EQ(price_attention(core, 0, read).time_ps, price_attention(core, 0, d.profile).time_ps);
   const Streaming s{.kind = StreamingKind::permute, .bytes_read = 1 << 30};
-  EXPECT_EQ(price_streaming(s, 0, read).time_ps, price_streaming(s, 0, d.profile).time_ps);
+  EXPECT_EQ(price_streaming(s, "", 0, read).time_ps, price_streaming(s, "", 0, d.profile).time_ps);
+  EXPECT_EQ(price_streaming(measured, "a \"b\"", 0, read).time_ps,
+            from_seconds(12.25e-6 + d.profile.launch_gap_s));
+  EXPECT_EQ(read.device.fp32_flops_per_s, 1e12);
 }
 
 class TemporaryFile {

@@ -256,9 +256,10 @@ struct FeedForward {
 struct Router {
   const Moe& moe;
   double scale = 1;
-  const double* bias = nullptr;  ///< none: zero
-  Matrix scores;                 ///< (tokens, experts)
-  Matrix weights;                ///< (tokens, top_k)
+  std::span<const std::int32_t> imposed;  ///< (tokens, top_k); empty: the router chooses
+  const double* bias = nullptr;           ///< none: zero
+  Matrix scores;                          ///< (tokens, experts)
+  Matrix weights;                         ///< (tokens, top_k)
   std::vector<std::int32_t> chosen;
 
   const std::int32_t* chosen_by(std::int64_t token) const {
@@ -270,7 +271,7 @@ struct Router {
     weights = Matrix(logits.rows, moe.top_k);
     for (std::int64_t t = 0; t < logits.rows; ++t) {
       score(scores.row(t));
-      const std::vector<std::int32_t> best = choose(scores.row(t));
+      const std::vector<std::int32_t> best = imposed.empty() ? choose(scores.row(t)) : given(t);
       double sum = 0;
       for (const std::int32_t e : best) sum += scores.row(t)[e];
       for (std::int64_t i = 0; i < moe.top_k; ++i) {
@@ -293,15 +294,13 @@ struct Router {
         mean += weights.row(t)[i] * d_weights.row(t)[i];
       }
       std::vector<double> d_scores(size(scores.columns));
-      double along = 0;
       for (std::int64_t i = 0; i < moe.top_k; ++i) {
-        double& d = d_scores[size(experts[i])];
-        d = (scale * d_weights.row(t)[i] - mean) / sum;
-        along += d * s[experts[i]];
+        d_scores[size(experts[i])] = (scale * d_weights.row(t)[i] - mean) / sum;
       }
+      // A softmax would take off sum(d_scores * s), but that is zero: weights do not change when
+      // all scores grow by the same factor.
       for (std::int64_t e = 0; e < scores.columns; ++e) {
-        d_logits.row(t)[e] = moe.sigmoid_scores ? d_scores[size(e)] * s[e] * (1 - s[e])
-                                                : s[e] * (d_scores[size(e)] - along);
+        d_logits.row(t)[e] = d_scores[size(e)] * s[e] * (moe.sigmoid_scores ? 1 - s[e] : 1);
       }
     }
     return d_logits;
@@ -317,6 +316,11 @@ struct Router {
     }
     if (moe.sigmoid_scores) return;
     for (std::int64_t e = 0; e < moe.routed_experts; ++e) row[e] /= sum;
+  }
+
+  std::vector<std::int32_t> given(std::int64_t token) const {
+    const auto mine = imposed.subspan(size(token * moe.top_k), size(moe.top_k));
+    return {mine.begin(), mine.end()};
   }
 
   /// The best `count` of `values`, best first; of equals the smaller index.
@@ -538,10 +542,10 @@ class GroupedAttention {
 class Experts {
  public:
   Experts(const Model& model, const Options& options, const Weights& weights,
-          const std::string& prefix)
+          const std::string& prefix, std::span<const std::int32_t> imposed)
       : moe_(*model.moe),
         gate_(weights.matrix(prefix + "gate", moe_.routed_experts, model.hidden)),
-        router_{moe_, options.routed_scale} {
+        router_{moe_, options.routed_scale, imposed} {
     if (moe_.router_bias) {
       router_.bias = weights.selection_bias(prefix + "router_bias", moe_.routed_experts);
     }
@@ -626,7 +630,7 @@ class Experts {
 class Block {
  public:
   Block(const Model& model, const Options& options, const Weights& weights, std::int64_t layer,
-        bool moe)
+        bool moe, std::span<const std::int32_t> imposed)
       : options_(options), layer_(layer) {
     const std::string prefix = "layers." + std::to_string(layer) + ".";
     attention_norm_ = weights.gain(prefix + "attention_norm", model.hidden);
@@ -637,7 +641,7 @@ class Block {
       grouped_.emplace(model, options, weights, prefix);
     }
     if (moe) {
-      experts_.emplace(model, options, weights, prefix);
+      experts_.emplace(model, options, weights, prefix, imposed);
     } else {
       ffn_ = FeedForward{weights.matrix(prefix + "ffn_up", 2 * model.intermediate, model.hidden),
                          weights.matrix(prefix + "ffn_down", model.hidden, model.intermediate)};
@@ -743,7 +747,9 @@ struct MtpFront {
 /// One sequence through the whole model.
 class Pass {
  public:
-  Pass(const Model& model, const Options& options, const Weights& weights, const Sequence& tokens)
+  /// tokens: sequence `index` of the batch.
+  Pass(const Model& model, const Options& options, const Weights& weights, const Sequence& tokens,
+       std::int64_t index)
       : model_(model),
         tokens_(tokens),
         length_(static_cast<std::int64_t>(tokens.size()) - 1 - model.mtp_modules),
@@ -751,11 +757,19 @@ class Pass {
     ORRERY_CHECK(length_ > 0, "{} tokens", tokens.size());
     const Weight head =
         model.tied_embeddings ? embedding_ : weights.matrix("head", model.vocabulary, model.hidden);
+    const auto imposed = [&](std::int64_t layer) -> std::span<const std::int32_t> {
+      const auto found = options.experts.find(layer);
+      if (found == options.experts.end()) return {};
+      const std::int64_t choices = length_ * model.moe->top_k;
+      ORRERY_CHECK(found->second.size() >= size((index + 1) * choices), "experts of layer {}",
+                   layer);
+      return std::span(found->second).subspan(size(index * choices), size(choices));
+    };
     const auto targets = [&](std::int64_t ahead) {
       return std::span(tokens_).subspan(size(ahead), size(length_));
     };
     for (std::int64_t layer = 0; layer < model.layers; ++layer) {
-      blocks_.emplace_back(model, options, weights, layer, model.is_moe(layer));
+      blocks_.emplace_back(model, options, weights, layer, model.is_moe(layer), imposed(layer));
     }
     heads_.push_back({weights.gain("final_norm", model.hidden), head, options.epsilon, targets(1)});
     for (std::int64_t module = 0; module < model.mtp_modules; ++module) {
@@ -764,7 +778,8 @@ class Pass {
                          weights.gain(prefix + "norm_embedding", model.hidden),
                          weights.matrix(prefix + "projection", model.hidden, 2 * model.hidden),
                          options.epsilon});
-      blocks_.emplace_back(model, options, weights, model.layers + module, model.moe.has_value());
+      blocks_.emplace_back(model, options, weights, model.layers + module, model.moe.has_value(),
+                           imposed(model.layers + module));
       heads_.push_back({weights.gain(prefix + "final_norm", model.hidden), head, options.epsilon,
                         targets(module + 2)});
     }
@@ -841,10 +856,11 @@ Evaluation run(const Model& model, const Options& options, const Tensors& parame
   const auto modules = static_cast<double>(model.mtp_modules);
   double predicted = 0;
   std::vector<double> mtp_sums(size(model.mtp_modules));
-  for (const Sequence& tokens : batch) {
+  for (std::size_t i = 0; i < batch.size(); ++i) {
+    const Sequence& tokens = batch[i];
     ORRERY_CHECK(tokens.size() == batch.front().size(), "{} and {} tokens", tokens.size(),
                  batch.front().size());
-    Pass pass(model, options, weights, tokens);
+    Pass pass(model, options, weights, tokens, static_cast<std::int64_t>(i));
     pass.forward();
     predicted = static_cast<double>(pass.length()) * static_cast<double>(batch.size());
     if (with_gradients) pass.backward(1 / predicted, options.mtp_weight / modules / predicted);

@@ -31,11 +31,18 @@ namespace orrery::reference {
 
 using Tensors = std::map<std::string, std::vector<double>>;
 
+/// By MoE layer, (sequences, sequence_length, top_k): the chosen experts, best biased score first.
+using Choices = std::map<std::int64_t, std::vector<std::int32_t>>;
+
 struct Options {
   double rope_theta = 10000;
   double epsilon = 1e-6;  ///< of norms
   double routed_scale = 1;
   double mtp_weight = 0.3;
+  /// Of layers that are in it, taken instead of what the router would choose; weights follow from
+  /// the scores as ever. For routers that are balanced by force, and for comparisons with a model
+  /// whose rounding tips a choice.
+  Choices experts;
 };
 
 /// Tokens sequence_length + 1 + mtp_modules; all sequences of a batch have the same length.
@@ -46,9 +53,7 @@ struct Evaluation {
   double next_token_loss = 0;  ///< mean of token_losses
   std::vector<double> mtp_losses;
   std::vector<double> token_losses;  ///< of the next token, (sequences, sequence_length)
-  /// By MoE layer, (sequences, sequence_length, top_k): the chosen experts, best biased score
-  /// first.
-  std::map<std::int64_t, std::vector<std::int32_t>> experts;
+  Choices experts;
   Tensors gradients;  ///< differentiate only: of every parameter but router biases
 };
 

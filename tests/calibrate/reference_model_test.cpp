@@ -262,60 +262,101 @@ double log_sum_exp(const std::vector<double>& values) {
 }
 
 /// What position i of one attention head attends to, where token t is the t-th unit vector times
-/// `query` and `key`, worked out with angles: units 2p and 2p + 1 turn by theta^(-2p / dim) a
+/// query[t] and key[t], worked out with angles: units 2p and 2p + 1 turn by theta^(-2p / 4) a
 /// position.
-std::vector<double> shares_of(const Sequence& tokens, std::int64_t i, double dim, double theta,
-                              double query_times_key) {
+std::vector<double> shares_of(const Sequence& tokens, std::int64_t i, double theta,
+                              const std::vector<double>& query, const std::vector<double>& key) {
   std::vector<double> shares;
   double sum = 0;
+  const std::int32_t a = tokens[static_cast<std::size_t>(i)];
   for (std::int64_t j = 0; j <= i; ++j) {
-    const std::int32_t a = tokens[static_cast<std::size_t>(i)];
     const std::int32_t b = tokens[static_cast<std::size_t>(j)];
     double alike = 0;
     if (a / 2 == b / 2) {
       // Angle from key to query: positions apart, and a quarter turn between the pair's units.
-      const double apart = static_cast<double>(i - j) * std::pow(theta, -2.0 * (a / 2) / dim);
+      const double apart = static_cast<double>(i - j) * std::pow(theta, -2.0 * (a / 2) / 4);
       alike = std::cos(apart + (a - b) * std::acos(0.0));
     }
-    shares.push_back(std::exp(query_times_key * alike / std::sqrt(dim)));
+    const double product =
+        query[static_cast<std::size_t>(a)] * key[static_cast<std::size_t>(b)] * alike;
+    shares.push_back(std::exp(product / 2));  // sqrt(4)
     sum += shares.back();
   }
   for (double& share : shares) share /= sum;
   return shares;
 }
 
-/// One layer of attention over unit vectors, whose loss follows from shares_of.
+/// One layer of attention over unit vectors, whose loss follows from shares_of. Norms of queries
+/// and keys come before they are turned: they leave each its gain, times 2 as a unit vector has a
+/// root mean square of 1/2.
 TEST(Reference, AttentionTurnsPairsOfColumnsByPosition) {
-  const Model model = model_of(R"(
+  for (const bool qk_norm : {false, true}) {
+    const Model model = model_of(std::string(R"(
 hidden: 4
 vocabulary: 4
 layers: 1
-attention: {heads: 1, kv_heads: 1, head_dim: 4}
 feed_forward: {activation: swiglu, intermediate: 1}
-)");
-  const Options options = {.rope_theta = 7, .epsilon = 0};
-  Tensors w = blank(model);
-  set_diagonal(w["embedding"], 4, 0, 0, 4, 1);
-  set_diagonal(w["head"], 4, 0, 0, 4, 1);
-  set_diagonal(w["layers.0.o"], 4, 0, 0, 4, 1);
-  w["layers.0.attention_norm"].assign(4, 0.5);  // a unit vector's root mean square
-  set_diagonal(w["layers.0.qkv"], 4, 0, 0, 4, 2);
-  set_diagonal(w["layers.0.qkv"], 4, 4, 0, 4, 3);
-  set_diagonal(w["layers.0.qkv"], 4, 8, 0, 4, 5);
-  const Sequence tokens = {0, 1, 3, 0, 2, 2, 1, 0, 3};
-  const Evaluation result = evaluate(model, options, w, std::span(&tokens, 1));
-  for (std::int64_t i = 0; i < 8; ++i) {
-    std::vector<double> x(4);
-    x[static_cast<std::size_t>(tokens[static_cast<std::size_t>(i)])] = 1;
-    const std::vector<double> shares = shares_of(tokens, i, 4, 7, 2 * 3);
-    for (std::size_t j = 0; j < shares.size(); ++j) {
-      x[static_cast<std::size_t>(tokens[j])] += 5 * shares[j];
+attention: {heads: 1, kv_heads: 1, head_dim: 4, qk_norm: )") +
+                                 (qk_norm ? "true}\n" : "false}\n"));
+    const Options options = {.rope_theta = 7, .epsilon = 0};
+    Tensors w = blank(model);
+    set_diagonal(w["embedding"], 4, 0, 0, 4, 1);
+    set_diagonal(w["head"], 4, 0, 0, 4, 1);
+    set_diagonal(w["layers.0.o"], 4, 0, 0, 4, 1);
+    w["layers.0.attention_norm"].assign(4, 0.5);
+    set_diagonal(w["layers.0.qkv"], 4, 0, 0, 4, 2);
+    set_diagonal(w["layers.0.qkv"], 4, 4, 0, 4, 3);
+    set_diagonal(w["layers.0.qkv"], 4, 8, 0, 4, 5);
+    std::vector<double> query(4, 2);
+    std::vector<double> key(4, 3);
+    if (qk_norm) {
+      w["layers.0.query_norm"] = {0.5, 1, -0.7, 2};
+      w["layers.0.key_norm"] = {1.5, 0.3, 0.8, -1};
+      query = {1, 2, -1.4, 4};
+      key = {3, 0.6, 1.6, -2};
     }
-    const double rms = std::sqrt((x[0] * x[0] + x[1] * x[1] + x[2] * x[2] + x[3] * x[3]) / 4);
-    for (double& value : x) value /= rms;
-    const auto target = static_cast<std::size_t>(tokens[static_cast<std::size_t>(i + 1)]);
-    EXPECT_NEAR(result.token_losses[static_cast<std::size_t>(i)], log_sum_exp(x) - x[target], 1e-13)
-        << i;
+    const Sequence tokens = {0, 1, 3, 0, 2, 2, 1, 0, 3};
+    const Evaluation result = evaluate(model, options, w, std::span(&tokens, 1));
+    for (std::int64_t i = 0; i < 8; ++i) {
+      std::vector<double> x(4);
+      x[static_cast<std::size_t>(tokens[static_cast<std::size_t>(i)])] = 1;
+      const std::vector<double> shares = shares_of(tokens, i, 7, query, key);
+      for (std::size_t j = 0; j < shares.size(); ++j) {
+        x[static_cast<std::size_t>(tokens[j])] += 5 * shares[j];
+      }
+      const double rms = std::sqrt((x[0] * x[0] + x[1] * x[1] + x[2] * x[2] + x[3] * x[3]) / 4);
+      for (double& value : x) value /= rms;
+      const auto target = static_cast<std::size_t>(tokens[static_cast<std::size_t>(i + 1)]);
+      EXPECT_NEAR(result.token_losses[static_cast<std::size_t>(i)], log_sum_exp(x) - x[target],
+                  1e-13)
+          << i;
+    }
+  }
+}
+
+/// Heads that share a key-value head are heads with copies of it.
+TEST(Reference, HeadsOfAGroupAreNeighbours) {
+  const std::string both = R"(
+hidden: 6
+vocabulary: 7
+layers: 1
+feed_forward: {activation: swiglu, intermediate: 5}
+attention: {heads: 4, head_dim: 2, )";
+  const Model shared = model_of(both + "kv_heads: 2}\n");
+  const Model own = model_of(both + "kv_heads: 4}\n");
+  const Tensors a = random_parameters(shared, 3);
+  Tensors b = a;
+  const std::vector<double>& rows = a.at("layers.0.qkv");  // 8 of queries, 4 of keys, 4 of values
+  std::vector<double>& qkv = b["layers.0.qkv"];
+  qkv.assign(rows.begin(), rows.begin() + 8 * 6);
+  for (const int row : {8, 8, 10, 10, 12, 12, 14, 14}) {
+    qkv.insert(qkv.end(), rows.begin() + row * 6, rows.begin() + (row + 2) * 6);
+  }
+  const std::vector<Sequence> batch = random_batch(shared, 1, 8, 5);
+  const Evaluation one = evaluate(shared, {}, a, batch);
+  const Evaluation two = evaluate(own, {}, b, batch);
+  for (std::size_t i = 0; i < 8; ++i) {
+    EXPECT_NEAR(one.token_losses[i], two.token_losses[i], 1e-13) << i;
   }
 }
 
@@ -465,7 +506,7 @@ TEST(Reference, RouterChoosesWithinTheBestGroups) {
             Chosen({5, 2}));
 }
 
-/// A bias chooses, but does not weigh: by hand for one token and two experts.
+/// A bias chooses, but does not weigh; SwiGLU: by hand for one token and two experts.
 TEST(Reference, BiasesAreNotInTheWeights) {
   const Model model = model_of(R"(
 hidden: 1
@@ -479,8 +520,8 @@ moe: {routed_experts: 3, top_k: 2, expert_intermediate: 1, scores: sigmoid, rout
   w["embedding"] = {1, 1};
   w["head"] = {0, 1};
   w["layers.0.gate"] = {0.5, 2, -1};
-  w["layers.0.router_bias"] = {0, -1, 3};  // experts 2 and 0
-  w["layers.0.routed_up"] = {1, 1, 1, 1, 1, 1};
+  w["layers.0.router_bias"] = {0, -1, 3};             // experts 2 and 0
+  w["layers.0.routed_up"] = {0.5, 2, 7, 8, -1.5, 3};  // gate and up of each
   w["layers.0.routed_down"] = {-2, 100, -4};
   const Sequence tokens = {0, 1};
   const double epsilon = 0.25;
@@ -490,9 +531,39 @@ moe: {routed_experts: 3, top_k: 2, expert_intermediate: 1, scores: sigmoid, rout
   const auto sigmoid = [](double x) { return 1 / (1 + std::exp(-x)); };
   const double s0 = sigmoid(0.5 * n);
   const double s2 = sigmoid(-n);
-  const double x = 1 + (-2 * s0 - 4 * s2) / (s0 + s2) * (n * sigmoid(n) * n);
+  const double expert0 = -2 * (0.5 * n) * sigmoid(0.5 * n) * (2 * n);
+  const double expert2 = -4 * (-1.5 * n) * sigmoid(-1.5 * n) * (3 * n);
+  const double x = 1 + (s0 * expert0 + s2 * expert2) / (s0 + s2);
   const double logit = x / std::sqrt(x * x + epsilon);
   EXPECT_NEAR(result.loss, std::log(1 + std::exp(logit)) - logit, 1e-14);
+}
+
+TEST(Reference, ChoicesCanBeImposed) {
+  const Model model = deepseek();
+  const Tensors parameters = random_parameters(model, 6);
+  const std::vector<Sequence> batch = random_batch(model, 3, 5, 4);
+  const Evaluation free = differentiate(model, {}, parameters, batch);
+  ASSERT_EQ(free.experts.size(), 3U);  // one layer and two modules
+  const Evaluation same = differentiate(model, {.experts = free.experts}, parameters, batch);
+  EXPECT_EQ(same.loss, free.loss);
+  EXPECT_EQ(same.gradients, free.gradients);
+  Choices balanced;
+  for (int i = 0; i < 30; ++i) balanced[1].push_back(i % 9);
+  const Evaluation forced = differentiate(model, {.experts = balanced}, parameters, batch);
+  EXPECT_EQ(forced.experts.at(1), balanced.at(1));
+  EXPECT_NE(forced.loss, free.loss);
+  // What is imposed is what a router chooses whose bias leaves no other choice.
+  Tensors biased = parameters;
+  biased["layers.1.router_bias"].assign(9, -100);
+  biased["layers.1.router_bias"][4] = 200;
+  biased["layers.1.router_bias"][7] = 100;
+  const Evaluation chosen = differentiate(model, {}, biased, batch);
+  Choices two;
+  for (int i = 0; i < 15; ++i) two[1].insert(two[1].end(), {4, 7});
+  EXPECT_EQ(chosen.experts.at(1), two.at(1));
+  const Evaluation imposed = differentiate(model, {.experts = two}, parameters, batch);
+  EXPECT_EQ(imposed.loss, chosen.loss);
+  EXPECT_EQ(imposed.gradients, chosen.gradients);
 }
 
 /// MTP modules whose blocks do nothing and that see only the embedding of a later token: module k

@@ -192,6 +192,17 @@ TEST_F(Cli, UsageErrorsExitWithTwo) {
       {"network", kNode, "--collective", "all_reduce", "--ranks", "9"},
       {"calibrate", "--nccl", kTable},
       {"calibrate", "--cluster", kNode},
+      {"calibrate"},
+      {"calibrate", kV3},
+      {"calibrate", kV3, "--out", "-"},
+      {"calibrate", kV3, "--out", "/nonexistent/profile.yaml"},
+      {"calibrate", kV3, "--out", path("p.yaml"), "--nccl", kTable, "--cluster", kNode},
+      {"calibrate", kV3, "--out", path("p.yaml"), "--cluster", kNode},
+      {"calibrate", kV3, "--out", path("p.yaml"), "--time-limit", "8 bananas"},
+      {"calibrate", kV3, "--out", path("p.yaml"), "--time-limit", "0 s"},
+      {"calibrate", kV3, "--out", path("p.yaml"), "--device", "tpu"},
+      {"calibrate", kNode, "--out", path("p.yaml")},
+      {"calibrate", "--nccl", kTable, "--cluster", kNode, "--resume"},
       {"calibrate", "--nccl", kTable, "--cluster", kNode, "--keep", "everything"}};
   for (const auto& args : wrong) {
     const Result r = orrery(args);
@@ -316,6 +327,76 @@ TEST_F(Cli, CalibrateLeavesNothingBehindWhereInputIsWrong) {
   EXPECT_EQ(full.status, 1);
   EXPECT_TRUE(contains(full.err, "Is a directory")) << full.err;
   EXPECT_EQ(full.out, "");
+}
+
+const char* kToyScenario = R"(name: toy
+model:
+  name: toy
+  source: made up
+  hidden: 64
+  vocabulary: 256
+  layers: 2
+  max_positions: 64
+  attention: {heads: 2, kv_heads: 1, head_dim: 32}
+  feed_forward: {activation: swiglu, intermediate: 128}
+cluster: )" ORRERY_SOURCE_DIR R"(/scenarios/clusters/h100_node.yaml
+plan:
+  layout: {tp: 2}
+  schedule: 1f1b
+  sequence_length: 64
+  global_batch: 4
+  precision: fp32
+)";
+
+/// What a step asks for is measured, and priced as measured afterwards; a run that is killed goes
+/// on.
+TEST_F(Cli, CalibrateMeasuresWhatAStepNeeds) {
+  std::ofstream(path("toy.yaml")) << kToyScenario;
+  // The time is up after some shapes (on any machine: the whole takes many seconds of samples), so
+  // there is something left to resume.
+  const Result first = orrery({"calibrate", path("toy.yaml"), "--device", "cpu", "--threads", "1",
+                               "-o", path("mine.yaml"), "--time-limit", "1 s"});
+  ASSERT_EQ(first.status, 0) << first.err;
+  EXPECT_TRUE(contains(first.out, "error of points held out"));
+  EXPECT_TRUE(contains(first.err, "--resume goes on with them"));
+  EXPECT_TRUE(fs::exists(path("mine.yaml.journal")));
+  const Result again = orrery({"calibrate", path("toy.yaml"), "--device", "cpu", "--threads", "1",
+                               "-o", path("mine.yaml"), "--time-limit", "6 s", "--resume"});
+  ASSERT_EQ(again.status, 0) << again.err;
+  EXPECT_TRUE(contains(again.out, "100.0 % of the time"));
+
+  std::ofstream(path("measured.yaml")) << kToyScenario << "profile: mine.yaml\n";
+  const Result run = orrery({"run", path("measured.yaml"), "--json", "-"});
+  ASSERT_EQ(run.status, 0) << run.err;
+  const json report = json::parse(run.out);
+  int measured = 0;
+  for (const json& row : report["prices"]) {
+    const std::string shape = row["shape"];
+    if (contains(shape, "all_") || contains(shape, "reduce_scatter")) continue;
+    EXPECT_EQ(row["source"], "measured") << shape;
+    ++measured;
+  }
+  EXPECT_GT(measured, 20);
+}
+
+TEST_F(Cli, CalibrateResumesNothingOfAnotherMachine) {
+  std::ofstream(path("toy.yaml")) << kToyScenario;
+  std::ofstream(path("mine.yaml.journal")) << "orrery calibration journal 1: a GPU\n";
+  const Result r = orrery({"calibrate", path("toy.yaml"), "--device", "cpu", "--threads", "1", "-o",
+                           path("mine.yaml"), "--resume"});
+  EXPECT_EQ(r.status, 2);
+  EXPECT_TRUE(contains(r.err, "mine.yaml.journal:1:1: error: these results are not of"));
+  EXPECT_FALSE(fs::exists(path("mine.yaml")));
+}
+
+TEST_F(Cli, CalibrateSaysWhyThereIsNoGpu) {
+  if (fs::exists("/dev/nvidia0")) GTEST_SKIP() << "there is one";
+  std::ofstream(path("toy.yaml")) << kToyScenario;
+  const Result r =
+      orrery({"calibrate", path("toy.yaml"), "--device", "cuda", "-o", path("mine.yaml")});
+  EXPECT_EQ(r.status, 1);
+  EXPECT_TRUE(contains(r.err, "there is no GPU to calibrate: "));
+  EXPECT_EQ(files(), 1u);
 }
 
 }  // namespace

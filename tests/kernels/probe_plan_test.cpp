@@ -10,44 +10,6 @@
 namespace orrery {
 namespace {
 
-TEST(ProbePlan, MedianOfOddAndEvenCounts) {
-  EXPECT_DOUBLE_EQ(median({3}), 3);
-  EXPECT_DOUBLE_EQ(median({9, 1, 5}), 5);
-  EXPECT_DOUBLE_EQ(median({8, 2, 4, 100}), 6);
-}
-
-TEST(ProbePlan, OneOutlierMovesNeitherMedianNorMad) {
-  // Distances from 3: 2, 1, 0, 1, 997.
-  const Summary s = summarise_samples({1, 2, 3, 4, 1000});
-  EXPECT_DOUBLE_EQ(s.median, 3);
-  EXPECT_DOUBLE_EQ(s.mad, 1);
-  EXPECT_EQ(s.samples, 5u);
-}
-
-/// Half of the samples 1 - spread, half 1 + spread: median 1, MAD `spread`.
-std::vector<double> two_values(std::size_t count, double spread) {
-  std::vector<double> samples;
-  for (std::size_t i = 0; i < count; ++i) samples.push_back(1 + (i % 2 == 0 ? spread : -spread));
-  return samples;
-}
-
-TEST(ProbePlan, StopsAtTheWantedError) {
-  // Error of the median = 1.4826 * 1.2533 * MAD / sqrt(n) = 1.8582 MAD / sqrt(n); 0.001 is wanted.
-  // n = 100: MAD 0.001 / 1.8582 * 10 = 0.005382.
-  EXPECT_TRUE(enough_samples(two_values(100, 0.0053)));
-  EXPECT_FALSE(enough_samples(two_values(100, 0.0055)));
-  // n = 20: 0.001 / 1.8582 * 4.4721 = 0.002407.
-  EXPECT_TRUE(enough_samples(two_values(20, 0.0024)));
-  EXPECT_FALSE(enough_samples(two_values(20, 0.0025)));
-}
-
-TEST(ProbePlan, TakesTwentySamplesAtLeastAndThreeHundredAtMost) {
-  EXPECT_FALSE(enough_samples(std::vector<double>(19, 1.0)));
-  EXPECT_TRUE(enough_samples(std::vector<double>(20, 1.0)));
-  EXPECT_FALSE(enough_samples(two_values(298, 0.5)));
-  EXPECT_TRUE(enough_samples(two_values(300, 0.5)));
-}
-
 TEST(ProbePlan, MeasuresUpToTheDevicesSms) {
   EXPECT_EQ(sms_to_measure(132), (std::vector<int>{8, 16, 20, 32, 48, 64, 80, 96, 104, 108, 112,
                                                    116, 120, 124, 128, 132}));

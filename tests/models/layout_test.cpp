@@ -196,5 +196,17 @@ TEST(Layout, MegatronsDocumentedExample) {
   EXPECT_FALSE(layout.same_node(1, 2));  // 4-7 and 8-11
 }
 
+// The same example: of the data-parallel ranks {0, 2} of position 0 and {4, 6} of position 1 all
+// sit on the first node of 8; position 2's {8, 10} do not.
+TEST(Layout, CountsMembersOfSeveralPositionsThatShareANode) {
+  const Layout layout(degrees(2, 1, 4, 2), 8);
+  const int neighbours[] = {0, 1}, apart[] = {0, 3}, all[] = {0, 1, 2, 3};
+  EXPECT_EQ(layout.members_per_node(GroupKind::data), 2);
+  EXPECT_EQ(layout.members_per_node(GroupKind::data, neighbours), 4);
+  EXPECT_EQ(layout.members_per_node(GroupKind::data, apart), 2);
+  EXPECT_EQ(layout.members_per_node(GroupKind::data, all), 4);
+  EXPECT_EQ(layout.members_per_node(GroupKind::position, all), 8);
+}
+
 }  // namespace
 }  // namespace orrery

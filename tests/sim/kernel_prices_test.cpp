@@ -239,15 +239,139 @@ TEST(StreamingPrice, IsLaunchesPlusBytesOverBandwidth) {
                     .bytes_read = 3'000'000,
                     .bytes_written = 1'000'000,
                     .launches = 5};
-  EXPECT_EQ(price_streaming(s, 0, p).time_ps, from_seconds(5 * 3e-6 + 4e-6));
-  EXPECT_EQ(price_streaming(s, 75, p).time_ps, from_seconds(5 * 3e-6 + 4e-6 / 0.9));
-  EXPECT_EQ(price_streaming(s, 25, p).time_ps, from_seconds(5 * 3e-6 + 4e-6 / 0.4));
-  EXPECT_EQ(price_streaming(s, 0, p).source, PriceSource::interpolated);
-  EXPECT_EQ(price_streaming(s, 75, p).source, PriceSource::derived);
+  EXPECT_EQ(price_streaming(s, "q rope", 0, p).time_ps, from_seconds(5 * 3e-6 + 4e-6));
+  EXPECT_EQ(price_streaming(s, "q rope", 75, p).time_ps, from_seconds(5 * 3e-6 + 4e-6 / 0.9));
+  EXPECT_EQ(price_streaming(s, "q rope", 25, p).time_ps, from_seconds(5 * 3e-6 + 4e-6 / 0.4));
+  EXPECT_EQ(price_streaming(s, "q rope", 0, p).source, PriceSource::interpolated);
+  EXPECT_EQ(price_streaming(s, "q rope", 75, p).source, PriceSource::derived);
   const Price unknown =
-      price_streaming({.kind = StreamingKind::copy, .bytes_read = 2'000'000}, 0, p);
+      price_streaming({.kind = StreamingKind::copy, .bytes_read = 2'000'000}, "", 0, p);
   EXPECT_EQ(unknown.source, PriceSource::roofline);
   EXPECT_EQ(unknown.time_ps, from_seconds(1e-6 + 1e-6));
+}
+
+/// 1 TB/s and 2 us, 100 SMs of which 50 draw 0.8 of the bandwidth, a gap of 1 us.
+Profile profile_with_points(std::vector<StreamingPoint> points) {
+  Profile p;
+  p.device.sms = 100;
+  p.device.memory_bytes_per_s = 2e12;
+  p.launch_gap_s = 1e-6;
+  p.bandwidth_by_sms = {{50, 0.8}, {100, 1.0}};
+  p.streaming[StreamingKind::copy] = {.bytes_per_s = 1e12,
+                                      .launch_s = 2e-6,
+                                      .spread = 0.2,
+                                      .id = "copies",
+                                      .source = "test",
+                                      .points = std::move(points)};
+  prepare(p);
+  return p;
+}
+
+Streaming copy_of(std::int64_t bytes, std::int64_t launches = 1) {
+  return {.kind = StreamingKind::copy,
+          .bytes_read = bytes,
+          .bytes_written = bytes,
+          .launches = launches};
+}
+
+StreamingPoint copy_point(std::string label, std::int64_t bytes, double seconds, int sms = 100) {
+  return {.label = std::move(label),
+          .bytes_read = bytes,
+          .bytes_written = bytes,
+          .launches = 1,
+          .sms = sms,
+          .seconds = seconds};
+}
+
+TEST(StreamingPrice, AMeasuredOpHasItsTimeAndTheGap) {
+  const Profile p = profile_with_points(
+      {copy_point("key concat", 4'000'000, 17e-6), copy_point("", 4'000'000, 9e-6)});
+  const Price key = price_streaming(copy_of(4'000'000), "key concat", 0, p);
+  EXPECT_EQ(key.time_ps, from_seconds(18e-6));
+  EXPECT_EQ(key.source, PriceSource::measured);
+  // A point without a label is any op's, but one of its own goes first.
+  const Price other = price_streaming(copy_of(4'000'000), "value copy", 0, p);
+  EXPECT_EQ(other.time_ps, from_seconds(10e-6));
+  EXPECT_EQ(other.source, PriceSource::measured);
+  // What reads and writes other bytes, or more often, is another op.
+  EXPECT_EQ(price_streaming(copy_of(4'000'001), "key concat", 0, p).source,
+            PriceSource::interpolated);
+  EXPECT_EQ(price_streaming(copy_of(4'000'000, 2), "key concat", 0, p).source,
+            PriceSource::interpolated);
+}
+
+TEST(StreamingPrice, OnOtherSmsTheSkeletonSaysHowAMeasuredTimeChanges) {
+  // 4 + 4 MB: 2 + 8 us on all SMs, 2 + 8 / 0.8 = 12 us on half of them.
+  const Profile p = profile_with_points({copy_point("", 4'000'000, 20e-6)});
+  const Price half = price_streaming(copy_of(4'000'000), "", 50, p);
+  EXPECT_EQ(half.time_ps, from_seconds(20e-6 * 12 / 10 + 1e-6));
+  EXPECT_EQ(half.source, PriceSource::derived);
+  // Unless it was measured there.
+  const Profile both =
+      profile_with_points({copy_point("", 4'000'000, 20e-6), copy_point("", 4'000'000, 31e-6, 50)});
+  EXPECT_EQ(price_streaming(copy_of(4'000'000), "", 50, both).time_ps, from_seconds(32e-6));
+  EXPECT_EQ(price_streaming(copy_of(4'000'000), "", 50, both).source, PriceSource::measured);
+}
+
+TEST(StreamingPrice, BetweenPointsTheirResidualIsAveraged) {
+  // Bytes 8 and 32 MB, skeletons 10 and 34 us; measured twice and half that. Half way between them
+  // in ln(bytes), 16 MB with 18 us, both count alike: sqrt(2 / 2) = 1.
+  const Profile p =
+      profile_with_points({copy_point("", 4'000'000, 20e-6), copy_point("", 16'000'000, 17e-6)});
+  const Price middle = price_streaming(copy_of(8'000'000), "", 0, p);
+  EXPECT_NEAR(seconds(middle.time_ps), 18e-6 + 1e-6, 1e-11);
+  EXPECT_EQ(middle.source, PriceSource::interpolated);
+  // Near the first it is nearly twice the skeleton; a factor of two outside, no more.
+  const double near = seconds(price_streaming(copy_of(4'100'000), "", 0, p).time_ps) - 1e-6;
+  EXPECT_GT(near / (2e-6 + 8.2e-6), 1.7);
+  const double outside = seconds(price_streaming(copy_of(1'000'000), "", 0, p).time_ps);
+  EXPECT_NEAR(outside, 2e-6 + 2e-6 + 1e-6, 1e-11);
+}
+
+TEST(StreamingPrice, PointsOfTheSameOpGoBeforeOthersOfItsKind) {
+  const Profile p = profile_with_points({copy_point("key concat", 4'000'000, 30e-6),
+                                         copy_point("value copy", 5'000'000, 12e-6),
+                                         copy_point("value copy", 64'000'000, 130e-6)});
+  // Three times the skeleton, as key concat's only point says.
+  EXPECT_NEAR(seconds(price_streaming(copy_of(5'000'000), "key concat", 0, p).time_ps),
+              3 * 12e-6 + 1e-6, 1e-11);
+  // Beyond the bytes that it was measured at, those of other copies are nearer.
+  EXPECT_NEAR(seconds(price_streaming(copy_of(64'000'000), "key concat", 0, p).time_ps),
+              130e-6 + 1e-6, 1e-11);
+}
+
+TEST(Prices, AShapeMeasuredOnTheVerySmsGoesBeforeOneScaledToThem) {
+  Profile p;
+  p.device = {.name = "x", .sms = 10, .memory_bytes_per_s = 1e15, .bf16_flops_per_s = 1e15};
+  GemmTable table{.id = "t", .inputs = NumberFormat::bf16, .pass = Pass::forward};
+  table.model = kModel;
+  table.points = {{1, 512, 512, 512, 10, 1e-3, {}}, {1, 512, 512, 512, 6, 5e-3, {}}};
+  p.gemms = {table};
+  AttentionTable attention{.id = "a", .inputs = NumberFormat::bf16};
+  attention.model = {1e12, 1e-6, 1e-6};
+  const AttentionCore core = causal(8, 8, 512, 64, 64);
+  attention.points = {{core, 10, 1e-3, {}}, {core, 6, 5e-3, {}}};
+  p.attention = {attention};
+  prepare(p);
+  const Gemm g{.inputs = NumberFormat::bf16, .m = 512, .n = 512, .k = 512};
+  EXPECT_EQ(price_gemm(g, 6, p).time_ps, from_seconds(5e-3));
+  EXPECT_EQ(price_gemm(g, 6, p).source, PriceSource::measured);
+  EXPECT_EQ(price_gemm(g, 0, p).time_ps, from_seconds(1e-3));
+  EXPECT_EQ(price_gemm(g, 8, p).source, PriceSource::derived);
+  EXPECT_EQ(price_attention(core, 6, p).time_ps, from_seconds(5e-3));
+  EXPECT_EQ(price_attention(core, 6, p).source, PriceSource::measured);
+}
+
+TEST(Roofline, Fp32HasARateOfItsOwnOrTf32s) {
+  Profile p;
+  p.device = {.name = "x", .sms = 10, .memory_bytes_per_s = 1e15, .bf16_flops_per_s = 1e12};
+  const Gemm g{.inputs = NumberFormat::fp32, .m = 1000, .n = 1000, .k = 1000};
+  EXPECT_NEAR(seconds(price_gemm(g, 0, p).time_ps), 2e9 / 0.5e12, 1e-9);
+  p.device.fp32_flops_per_s = 0.1e12;
+  EXPECT_NEAR(seconds(price_gemm(g, 0, p).time_ps), 2e9 / 0.1e12, 1e-9);
+  AttentionCore a = causal(8, 8, 1024, 128, 128);
+  a.inputs = NumberFormat::fp32;
+  EXPECT_NEAR(seconds(price_attention(a, 0, p).time_ps), flops_of({a, "", 0}) / 0.1e12, 1e-9);
 }
 
 TEST(StreamingPrice, ANormTakesWhatCudnnMeasured) {
@@ -255,11 +379,12 @@ TEST(StreamingPrice, ANormTakesWhatCudnnMeasured) {
   const Profile& p = shipped("h200");
   const std::int64_t tensor = 16384 * 4096 * 2;
   const Price forward = price_streaming(
-      {.kind = StreamingKind::norm_forward, .bytes_read = tensor, .bytes_written = tensor}, 0, p);
+      {.kind = StreamingKind::norm_forward, .bytes_read = tensor, .bytes_written = tensor}, "", 0,
+      p);
   EXPECT_NEAR(kernel_s(forward, p), 0.072e-3, 0.006e-3);
   const Price backward = price_streaming(
-      {.kind = StreamingKind::norm_backward, .bytes_read = 2 * tensor, .bytes_written = tensor}, 0,
-      p);
+      {.kind = StreamingKind::norm_backward, .bytes_read = 2 * tensor, .bytes_written = tensor}, "",
+      0, p);
   EXPECT_NEAR(kernel_s(backward, p), 0.106e-3, 0.010e-3);
 }
 

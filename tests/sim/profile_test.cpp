@@ -45,6 +45,15 @@ attention:
       - [0, 1, 32, 8, 4096, 8192, 192, 128, 10, 4000]
 streaming:
   rope: {bandwidth: 800 GB/s, launch: 2 us, spread: 0.2, id: copy, source: "a table"}
+  copy:
+    bandwidth: 900 GB/s
+    launch: 2 us
+    spread: 0.1
+    id: copies
+    source: "a table"
+    points:
+      - ["key concat", 4000, 5000, 2, 10, 7.5]
+      - ["", 0, 5000, 1, 5, 6]
 )";
 
 std::string with(const std::string& from, const std::string& to) {
@@ -86,6 +95,26 @@ TEST(Profile, ReadsEveryField) {
   EXPECT_EQ(a.kv_len, 8192);
   EXPECT_EQ(a.d_v, 128);
   EXPECT_EQ(p.streaming.at(StreamingKind::rope).bytes_per_s, 800e9);
+  EXPECT_TRUE(p.streaming.at(StreamingKind::rope).points.empty());
+  const std::vector<StreamingPoint>& copies = p.streaming.at(StreamingKind::copy).points;
+  ASSERT_EQ(copies.size(), 2u);
+  EXPECT_EQ(copies[0].label, "key concat");
+  EXPECT_EQ(copies[0].bytes_read, 4000);
+  EXPECT_EQ(copies[0].bytes_written, 5000);
+  EXPECT_EQ(copies[0].launches, 2);
+  EXPECT_EQ(copies[0].sms, 10);
+  EXPECT_DOUBLE_EQ(copies[0].seconds, 7.5e-6);
+  EXPECT_EQ(copies[1].label, "");
+}
+
+TEST(Profile, ReadsAnFp32RateAndTimesThatContainTheGap) {
+  Problems problems;
+  std::string text = with("bf16: 100 TFLOP/s", "bf16: 100 TFLOP/s\n  fp32: 10 TFLOP/s");
+  text.erase(text.find("launch_gap: 1 us\n"), 17);
+  const Profile p = read_profile(read_document_text(text, "toy.yaml", problems), problems);
+  ASSERT_TRUE(problems.empty()) << format_problems(problems.list());
+  EXPECT_EQ(p.device.fp32_flops_per_s, 10e12);
+  EXPECT_EQ(p.launch_gap_s, 0);
 }
 
 struct Malformed {
@@ -122,6 +151,12 @@ INSTANTIATE_TEST_SUITE_P(
         Malformed{"[[128, 128]]", "[]", "toy.yaml:22:", "no tile"},
         Malformed{"launch: 2 us, memory", "launch: 2 GB, memory", "toy.yaml:23:", "launch"},
         Malformed{"  rope:", "  ropes:", "toy.yaml:36:3", "did you mean 'rope'"},
+        Malformed{"[\"key concat\", 4000, 5000, 2, 10, 7.5]", "[4000, 5000, 2, 10, 7.5]",
+                  "toy.yaml:44:", "expected [label, bytes read"},
+        Malformed{"[\"key concat\", 4000, 5000, 2, 10, 7.5]", "[[], 4000, 5000, 2, 10, 7.5]",
+                  "toy.yaml:44:10", "a label is"},
+        Malformed{"4000, 5000, 2, 10, 7.5", "4000, 5000, 0, 10, 7.5", "toy.yaml:44:36", "1"},
+        Malformed{"\"\", 0, 5000, 1, 5, 6", "\"\", 0, 0, 1, 5, 6", "toy.yaml:45:", "something"},
         Malformed{"[[128, 128]]", "128", "toy.yaml:22:", "must be a list"},
         Malformed{"[[128, 128]]", "[[128]]", "toy.yaml:22:", "rows, columns"},
         Malformed{"direction: backward", "direction: sideways", "toy.yaml:30:", "backward"}));
