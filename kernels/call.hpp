@@ -173,7 +173,9 @@ struct HeadCopy {
 };
 
 /// swiglu: in (rows, 2w) = [gate | up], out (rows, w) = silu(gate) * up. gelu (exact): in and out
-/// (rows, w). With row_weight, out is multiplied by it. out may be e4m3 with rows scales.
+/// (rows, w). With row_weight, out is multiplied by it; rows of weight 0 give zeros, in both
+/// directions, whatever they hold: padding, which no product writes. out may be e4m3 with rows
+/// scales.
 enum class Activation : std::uint8_t { swiglu, gelu };
 struct ActivationForward {
   Activation kind{};

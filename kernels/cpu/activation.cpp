@@ -1,5 +1,7 @@
+#include <cmath>
 #include <numbers>
 
+#include "kernels/cpu/clones.hpp"
 #include "kernels/cpu/cpu_kernels.hpp"
 #include "kernels/cpu/rows.hpp"
 
@@ -11,6 +13,33 @@ float normal_below(float x) {
 }
 float normal_density(float x) {
   return 0.398942280F * std::exp(-x * x / 2);
+}
+
+ORRERY_CLONES
+void swiglu(const float* __restrict gate, const float* __restrict up, float weight,
+            float* __restrict out, std::int64_t width) {
+  for (std::int64_t c = 0; c < width; ++c) {
+    out[c] = gate[c] / (1 + exponential(-gate[c])) * up[c] * weight;
+  }
+}
+
+/// `again`: the output.
+ORRERY_CLONES
+void swiglu_gradient(const float* __restrict gate, const float* __restrict up,
+                     const float* __restrict d_out, float weight, float* __restrict d_gate,
+                     float* __restrict d_up, float* __restrict again, std::int64_t width) {
+  for (std::int64_t c = 0; c < width; ++c) {
+    const float s = 1 / (1 + exponential(-gate[c]));
+    const float d = d_out[c] * weight, silu = gate[c] * s;
+    d_gate[c] = d * up[c] * (s + silu * (1 - s));
+    d_up[c] = d * silu;
+    again[c] = silu * up[c] * weight;
+  }
+}
+
+ORRERY_CLONES
+float dot_of(const float* __restrict a, const float* __restrict b, std::int64_t count) {
+  return sum_of(count, [=](std::int64_t i) { return a[i] * b[i]; });
 }
 
 }  // namespace
@@ -30,10 +59,7 @@ void run(const ActivationForward& a) {
                  for (std::int64_t c = 0; c < width; ++c)
                    out[c] = in[c] * normal_below(in[c]) * weight;
                } else {
-                 const float* up = in + width;
-                 for (std::int64_t c = 0; c < width; ++c) {
-                   out[c] = in[c] / (1 + fast_exp(-in[c])) * up[c] * weight;
-                 }
+                 swiglu(in, in + width, weight, out, width);
                }
                store_row(a.out, r, out);
              }
@@ -42,38 +68,32 @@ void run(const ActivationForward& a) {
 
 void run(const ActivationBackward& a) {
   const std::int64_t width = a.d_out.columns;
-  for_rows(
-      rows_in_use(a.used_rows, a.in), a.in.columns, [&](std::int64_t first, std::int64_t last) {
-        float* in = row_buffer(0, a.in.columns);
-        float* d_in = row_buffer(1, a.in.columns);
-        float* d_out = row_buffer(2, width);
-        float* again = row_buffer(3, width);
-        for (std::int64_t r = first; r < last; ++r) {
-          const float weight = a.row_weight == nullptr ? 1.0F : a.row_weight[r];
-          load_row(a.in, r, in);
-          load_row(a.d_out, r, d_out);
-          if (weight == 0) {
-            std::fill_n(d_in, a.in.columns, 0.0F);
-            std::fill_n(again, width, 0.0F);
-          } else if (a.kind == Activation::gelu) {
-            for (std::int64_t c = 0; c < width; ++c) {
-              const float below = normal_below(in[c]);
-              d_in[c] = d_out[c] * weight * (below + in[c] * normal_density(in[c]));
-              again[c] = in[c] * below * weight;
-            }
-          } else {
-            const float* up = in + width;
-            for (std::int64_t c = 0; c < width; ++c) {
-              const float s = 1 / (1 + fast_exp(-in[c])), d = d_out[c] * weight, silu = in[c] * s;
-              d_in[c] = d * up[c] * (s + silu * (1 - s));
-              d_in[width + c] = d * silu;
-              again[c] = silu * up[c] * weight;
-            }
-          }
-          store_row(a.d_in, r, d_in);
-          if (a.out_again) store_row(a.out_again, r, again);
-        }
-      });
+  for_rows(rows_in_use(a.used_rows, a.in), a.in.columns,
+           [&](std::int64_t first, std::int64_t last) {
+             float* in = row_buffer(0, a.in.columns);
+             float* d_in = row_buffer(1, a.in.columns);
+             float* d_out = row_buffer(2, width);
+             float* again = row_buffer(3, width);
+             for (std::int64_t r = first; r < last; ++r) {
+               const float weight = a.row_weight == nullptr ? 1.0F : a.row_weight[r];
+               load_row(a.in, r, in);
+               load_row(a.d_out, r, d_out);
+               if (weight == 0) {
+                 std::fill_n(d_in, a.in.columns, 0.0F);
+                 std::fill_n(again, width, 0.0F);
+               } else if (a.kind == Activation::gelu) {
+                 for (std::int64_t c = 0; c < width; ++c) {
+                   const float below = normal_below(in[c]);
+                   d_in[c] = d_out[c] * weight * (below + in[c] * normal_density(in[c]));
+                   again[c] = in[c] * below * weight;
+                 }
+               } else {
+                 swiglu_gradient(in, in + width, d_out, weight, d_in, d_in + width, again, width);
+               }
+               store_row(a.d_in, r, d_in);
+               if (a.out_again) store_row(a.out_again, r, again);
+             }
+           });
 }
 
 void run(const RowDot& dot) {
@@ -84,16 +104,7 @@ void run(const RowDot& dot) {
              for (std::int64_t r = first; r < last; ++r) {
                load_row(dot.a, r, a);
                load_row(dot.b, r, b);
-               std::array<float, 16> part{};
-               std::int64_t c = 0;
-               for (; c + 16 <= dot.a.columns; c += 16) {
-                 for (std::int64_t i = 0; i < 16; ++i) {
-                   part[static_cast<std::size_t>(i)] += a[c + i] * b[c + i];
-                 }
-               }
-               float sum = 0;
-               for (; c < dot.a.columns; ++c) sum += a[c] * b[c];
-               for (const float p : part) sum += p;
+               const float sum = dot_of(a, b, dot.a.columns);
                dot.out[r] = dot.row_weight[r] == 0 ? 0.0F : sum / dot.row_weight[r];
              }
            });

@@ -1,10 +1,23 @@
-#include <limits>
+#include <cmath>
 #include <numeric>
 
+#include "kernels/cpu/clones.hpp"
 #include "kernels/cpu/cpu_kernels.hpp"
 #include "kernels/cpu/rows.hpp"
 
 namespace orrery::kernels::cpu {
+namespace {
+
+/// Columns whose exponentials are summed in FP32: a vocabulary's would lose three digits.
+constexpr std::int64_t kSummed = 4096;
+
+/// x = exp(x - lse) * scale.
+ORRERY_CLONES
+void softmax_of(float* x, float lse, float scale, std::int64_t count) {
+  for (std::int64_t i = 0; i < count; ++i) x[i] = exponential(x[i] - lse) * scale;
+}
+
+}  // namespace
 
 void run(const Embedding& e) {
   for_rows(e.out.rows, e.out.columns, [&](std::int64_t first, std::int64_t last) {
@@ -52,22 +65,15 @@ void run(const CrossEntropyPartial& p) {
     float* x = row_buffer(0, columns);
     for (std::int64_t r = first; r < last; ++r) {
       load_row(p.logits, r, x);
-      float largest = -std::numeric_limits<float>::infinity();
-      for (std::int64_t c = 0; c < columns; ++c) largest = std::max(largest, x[c]);
-      std::array<float, 16> part{};
-      std::int64_t c = 0;
-      for (; c + 16 <= columns; c += 16) {
-        for (std::int64_t i = 0; i < 16; ++i) {
-          part[static_cast<std::size_t>(i)] += fast_exp(x[c + i] - largest);
-        }
-      }
-      float sum = 0;
-      for (; c < columns; ++c) sum += fast_exp(x[c] - largest);
-      for (const float s : part) sum += s;
       const std::int64_t target = p.targets[r] - p.first_column;
+      const float largest = largest_of(x, columns);
       p.partial[3 * r] = largest;
-      p.partial[3 * r + 1] = sum;
       p.partial[3 * r + 2] = target >= 0 && target < columns ? x[target] : 0.0F;
+      double sum = 0;
+      for (std::int64_t c = 0; c < columns; c += kSummed) {
+        sum += exp_minus(x + c, std::min(kSummed, columns - c), largest);
+      }
+      p.partial[3 * r + 1] = static_cast<float>(sum);
     }
   });
 }
@@ -98,8 +104,7 @@ void run(const CrossEntropyBackward& b) {
         std::fill_n(x, columns, 0.0F);
       } else {
         load_row(b.logits, r, x);
-        const float lse = b.lse[r];
-        for (std::int64_t c = 0; c < columns; ++c) x[c] = fast_exp(x[c] - lse) * b.scale;
+        softmax_of(x, b.lse[r], b.scale, columns);
         const std::int64_t target = b.targets[r] - b.first_column;
         if (target >= 0 && target < columns) x[target] -= b.scale;
       }

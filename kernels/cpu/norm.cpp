@@ -1,3 +1,6 @@
+#include <cmath>
+
+#include "kernels/cpu/clones.hpp"
 #include "kernels/cpu/cpu_kernels.hpp"
 #include "kernels/cpu/rows.hpp"
 
@@ -9,29 +12,50 @@ struct Moments {
   float inverse = 0;
 };
 
-/// Eight partial sums, so that the loop vectorises with an order that is always the same.
-template <class Term>
-float sum_of(std::int64_t count, Term term) {
-  std::array<float, 16> part{};
-  std::int64_t c = 0;
-  for (; c + 16 <= count; c += 16) {
-    for (std::int64_t i = 0; i < 16; ++i) part[static_cast<std::size_t>(i)] += term(c + i);
-  }
-  float sum = 0;
-  for (; c < count; ++c) sum += term(c);
-  for (const float p : part) sum += p;
-  return sum;
+ORRERY_CLONES
+float sum_of_all(const float* x, std::int64_t count) {
+  return sum_of(count, [=](std::int64_t i) { return x[i]; });
+}
+ORRERY_CLONES
+float sum_of_squares(const float* x, float mean, std::int64_t count) {
+  return sum_of(count, [=](std::int64_t i) { return (x[i] - mean) * (x[i] - mean); });
+}
+ORRERY_CLONES
+float sum_of_products(const float* __restrict a, const float* __restrict b, std::int64_t count) {
+  return sum_of(count, [=](std::int64_t i) { return a[i] * b[i]; });
 }
 
 Moments moments_of(const float* x, std::int64_t width, float epsilon, bool centred) {
   Moments m;
   const auto count = static_cast<float>(width);
-  if (centred) m.mean = sum_of(width, [&](std::int64_t c) { return x[c]; }) / count;
-  const float mean = m.mean;
-  const float squares =
-      sum_of(width, [&](std::int64_t c) { return (x[c] - mean) * (x[c] - mean); });
+  if (centred) m.mean = sum_of_all(x, width) / count;
+  const float squares = sum_of_squares(x, m.mean, width);
   m.inverse = 1 / std::sqrt(squares / count + epsilon);
   return m;
+}
+
+/// x = (x - mean) / rms * gain.
+ORRERY_CLONES
+void normalise(float* __restrict x, Moments m, const float* __restrict gain, std::int64_t width) {
+  for (std::int64_t c = 0; c < width; ++c) x[c] = (x[c] - m.mean) * m.inverse * gain[c];
+}
+
+/// x becomes h, and the gradient of y that of h; the gain's gradient is added to.
+ORRERY_CLONES
+void gain_gradient(float* __restrict x, float* __restrict d, Moments m,
+                   const float* __restrict gain, float* __restrict d_gain, std::int64_t width) {
+  for (std::int64_t c = 0; c < width; ++c) {
+    const float h = (x[c] - m.mean) * m.inverse;
+    x[c] = h;
+    d_gain[c] += d[c] * h;
+    d[c] *= gain[c];
+  }
+}
+
+ORRERY_CLONES
+void x_gradient(const float* __restrict h, float* __restrict g, float mean_g, float mean_gh,
+                float inverse, std::int64_t width) {
+  for (std::int64_t c = 0; c < width; ++c) g[c] = (g[c] - mean_g - h[c] * mean_gh) * inverse;
 }
 
 /// Rows whose gains' gradients are summed by themselves before all are.
@@ -65,10 +89,8 @@ void run(const NormForward& n) {
       for (std::int64_t s = 0; s < n.segments; ++s) {
         float* part = x + s * width;
         const Moments m = moments_of(part, width, n.epsilon, n.centred);
-        for (std::int64_t c = 0; c < width; ++c) {
-          part[c] = (part[c] - m.mean) * m.inverse * gain[static_cast<std::size_t>(c)];
-        }
-        for (std::size_t c = 0; c < bias.size(); ++c) part[c] += bias[c];
+        normalise(part, m, gain.data(), width);
+        if (n.bias) add_floats(bias.data(), part, width);
       }
       store_row(n.y, r, x);
     }
@@ -96,19 +118,12 @@ void run(const NormBackward& n) {
         float* h = x + s * width;
         float* g = d + s * width;
         const Moments m = moments_of(h, width, n.epsilon, n.centred);
-        for (std::int64_t c = 0; c < width; ++c) {
-          h[c] = (h[c] - m.mean) * m.inverse;
-          d_gain[c] += g[c] * h[c];
-          d_bias[c] += g[c];
-          g[c] *= gain[static_cast<std::size_t>(c)];
-        }
         const auto count = static_cast<float>(width);
-        const float mean_gh = sum_of(width, [&](std::int64_t c) { return g[c] * h[c]; }) / count;
-        const float mean_g =
-            n.centred ? sum_of(width, [&](std::int64_t c) { return g[c]; }) / count : 0.0F;
-        for (std::int64_t c = 0; c < width; ++c) {
-          g[c] = (g[c] - mean_g - h[c] * mean_gh) * m.inverse;
-        }
+        if (n.centred) add_floats(g, d_bias, width);
+        gain_gradient(h, g, m, gain.data(), d_gain, width);
+        const float mean_gh = sum_of_products(g, h, width) / count;
+        const float mean_g = n.centred ? sum_of_all(g, width) / count : 0.0F;
+        x_gradient(h, g, mean_g, mean_gh, m.inverse, width);
       }
       if (n.add) add_row(n.add, r, d, scratch);
       store_row(n.d_x, r, d);

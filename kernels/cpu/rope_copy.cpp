@@ -1,7 +1,31 @@
+#include <cmath>
+
+#include "kernels/cpu/clones.hpp"
 #include "kernels/cpu/cpu_kernels.hpp"
 #include "kernels/cpu/rows.hpp"
 
 namespace orrery::kernels::cpu {
+namespace {
+
+ORRERY_CLONES
+void turn(float* __restrict pair, const float* __restrict cosine, const float* __restrict sine,
+          std::int64_t pairs) {
+  for (std::int64_t i = 0; i < pairs; ++i) {
+    const float a = pair[2 * i], b = pair[2 * i + 1];
+    pair[2 * i] = a * cosine[i] - b * sine[i];
+    pair[2 * i + 1] = a * sine[i] + b * cosine[i];
+  }
+}
+
+/// Columns of an FP32 or BF16 matrix as one of their own.
+Matrix columns_of(const Matrix& m, std::int64_t first, std::int64_t count) {
+  Matrix part = m;
+  part.data = static_cast<std::byte*>(m.data) + element_bytes(1, first, m.format);
+  part.columns = count;
+  return part;
+}
+
+}  // namespace
 
 void run(const Rope& rope) {
   const std::int64_t pairs = rope.dim / 2;
@@ -11,7 +35,7 @@ void run(const Rope& rope) {
         std::pow(rope.theta, -2.0 * static_cast<double>(i) / static_cast<double>(rope.dim));
   }
   for_rows(rope.x.rows, rope.heads * rope.dim, [&](std::int64_t first, std::int64_t last) {
-    float* x = row_buffer(0, rope.x.columns);
+    float* x = row_buffer(0, rope.dim);
     float* cosine = row_buffer(1, pairs);
     float* sine = row_buffer(2, pairs);
     for (std::int64_t r = first; r < last; ++r) {
@@ -20,47 +44,44 @@ void run(const Rope& rope) {
         cosine[i] = static_cast<float>(std::cos(angle));
         sine[i] = static_cast<float>(rope.inverse ? -std::sin(angle) : std::sin(angle));
       }
-      load_row(rope.x, r, x);
       for (std::int64_t h = 0; h < rope.heads; ++h) {
-        float* head = x + h * rope.head_dim + rope.offset;
-        for (std::int64_t i = 0; i < pairs; ++i) {
-          const float a = head[2 * i], b = head[2 * i + 1];
-          head[2 * i] = a * cosine[i] - b * sine[i];
-          head[2 * i + 1] = a * sine[i] + b * cosine[i];
-        }
+        const Matrix head = columns_of(rope.x, h * rope.head_dim + rope.offset, rope.dim);
+        load_row(head, r, x);
+        turn(x, cosine, sine, pairs);
+        store_row(head, r, x);
       }
-      store_row(rope.x, r, x);
     }
   });
 }
 
 void run(const HeadCopy& copy) {
-  // Columns of one row that are touched, and the two rows where they lie.
-  const std::int64_t from_end = copy.from_offset + (copy.heads - 1) * copy.from_stride + copy.width;
+  const auto bytes = static_cast<std::size_t>(element_bytes(1, copy.width, copy.to.format));
+  const auto from_head = [&](std::int64_t h) {
+    return columns_of(copy.from, copy.from_offset + h * copy.from_stride, copy.width);
+  };
+  const auto to_head = [&](std::int64_t h) {
+    return columns_of(copy.to, copy.to_offset + h * copy.to_stride, copy.width);
+  };
   for_rows(copy.to.rows, copy.heads * copy.width, [&](std::int64_t first, std::int64_t last) {
-    Matrix from = copy.from, to = copy.to;
-    from.columns = from_end;
-    float* in = row_buffer(0, from_end);
-    float* sum = row_buffer(1, copy.width);
+    float* values = row_buffer(0, copy.width);
+    float* scratch = row_buffer(1, copy.width);
     for (std::int64_t r = first; r < last; ++r) {
-      load_row(from, r, in);
-      if (copy.sum_heads) {
-        std::fill_n(sum, copy.width, 0.0F);
-        for (std::int64_t h = 0; h < copy.heads; ++h) {
-          const float* head = in + copy.from_offset + h * copy.from_stride;
-          for (std::int64_t c = 0; c < copy.width; ++c) sum[c] += head[c];
+      for (std::int64_t h = 0; h < copy.heads; ++h) {
+        const Matrix from = from_head(h);
+        if (copy.sum_heads && h > 0) {
+          add_row(from, r, values, scratch);
+        } else if (copy.sum_heads || from.format != copy.to.format) {
+          load_row(from, r, values);
         }
-      }
-      for (std::int64_t h = 0; h < (copy.sum_heads ? 1 : copy.heads); ++h) {
-        const float* head = copy.sum_heads ? sum : in + copy.from_offset + h * copy.from_stride;
-        const std::int64_t at = copy.to_offset + h * copy.to_stride;
-        if (to.format == Format::fp32) {
-          std::copy_n(head, copy.width, row_at<float>(to, r) + at);
+        if (copy.sum_heads) continue;
+        const Matrix to = to_head(h);
+        if (from.format != to.format) {
+          store_row(to, r, values);
         } else {
-          std::uint16_t* codes = row_at<std::uint16_t>(to, r) + at;
-          for (std::int64_t c = 0; c < copy.width; ++c) codes[c] = to_bf16(head[c]);
+          std::memcpy(row_begin(to, r), row_begin(from, r), bytes);
         }
       }
+      if (copy.sum_heads) store_row(to_head(0), r, values);
     }
   });
 }
@@ -95,11 +116,7 @@ void run(const Copy& copy) {
         load_row(copy.from, r, row);
         store_row(copy.to, r, row);
       } else {
-        std::memcpy(
-            static_cast<std::byte*>(copy.to.data) + element_bytes(r, copy.to.pitch, copy.to.format),
-            static_cast<const std::byte*>(copy.from.data) +
-                element_bytes(r, copy.from.pitch, copy.from.format),
-            bytes);
+        std::memcpy(row_begin(copy.to, r), row_begin(copy.from, r), bytes);
       }
     }
   });

@@ -1,5 +1,6 @@
 #include <limits>
 
+#include "kernels/cpu/clones.hpp"
 #include "kernels/cpu/cpu_kernels.hpp"
 #include "kernels/cpu/rows.hpp"
 #include "kernels/reference/reference.hpp"
@@ -9,13 +10,25 @@ namespace {
 
 constexpr float kOut = -std::numeric_limits<float>::infinity();
 
-/// The largest of those not taken yet, the first of equals; it is taken.
-std::int64_t take_largest(float* values, std::int64_t count) {
-  std::int64_t best = 0;
-  for (std::int64_t i = 1; i < count; ++i) {
-    if (values[i] > values[best]) best = i;
+/// Where `value` is first; 0 if nowhere.
+ORRERY_CLONES
+std::int32_t first_of(const float* values, float value, std::int32_t count) {
+  std::int32_t first = count;
+  for (std::int32_t i = 0; i < count; ++i) {
+    const std::int32_t here = values[i] == value ? i : count;
+    first = here < first ? here : first;
   }
-  return best;
+  return first < count ? first : 0;
+}
+
+/// The largest, the first of equals.
+std::int64_t largest_at(const float* values, std::int64_t count) {
+  return first_of(values, largest_of(values, count), static_cast<std::int32_t>(count));
+}
+
+ORRERY_CLONES
+void sigmoid_of(float* x, std::int64_t count) {
+  for (std::int64_t i = 0; i < count; ++i) x[i] = 1 / (1 + exponential(-x[i]));
 }
 
 void leave_groups_out(const Router& k, float* biased, float* rank, std::int64_t size) {
@@ -31,7 +44,7 @@ void leave_groups_out(const Router& k, float* biased, float* rank, std::int64_t 
     }
     rank[g] = best + (k.bias != nullptr && size > 1 ? second : 0.0F);
   }
-  for (std::int64_t i = 0; i < k.group_limit; ++i) rank[take_largest(rank, k.groups)] = kOut;
+  for (std::int64_t i = 0; i < k.group_limit; ++i) rank[largest_at(rank, k.groups)] = kOut;
   // What is left has not been taken.
   for (std::int64_t g = 0; g < k.groups; ++g) {
     if (rank[g] != kOut) std::fill_n(biased + g * size, size, kOut);
@@ -49,14 +62,9 @@ void run(const Router& k) {
       float* score = k.scores + t * experts;
       load_row(k.logits, t, score);
       if (k.sigmoid) {
-        for (std::int64_t e = 0; e < experts; ++e) score[e] = 1 / (1 + fast_exp(-score[e]));
+        sigmoid_of(score, experts);
       } else {
-        float largest = score[0], sum = 0;
-        for (std::int64_t e = 1; e < experts; ++e) largest = std::max(largest, score[e]);
-        for (std::int64_t e = 0; e < experts; ++e) {
-          score[e] = fast_exp(score[e] - largest);
-          sum += score[e];
-        }
+        const float sum = exp_minus(score, experts, largest_of(score, experts));
         for (std::int64_t e = 0; e < experts; ++e) score[e] /= sum;
       }
       for (std::int64_t e = 0; e < experts; ++e) {
@@ -67,7 +75,7 @@ void run(const Router& k) {
       std::int32_t* ids = k.experts + t * k.top_k;
       for (std::int64_t i = 0; i < k.top_k; ++i) {
         const std::int64_t e =
-            k.balanced ? (t * k.top_k + i) % experts : take_largest(biased, experts);
+            k.balanced ? (t * k.top_k + i) % experts : largest_at(biased, experts);
         biased[e] = kOut;
         ids[i] = static_cast<std::int32_t>(e);
         chosen += score[e];
@@ -120,26 +128,22 @@ void run(const RoutingMap& map) {
 void run(const Permute& p) {
   const auto bytes = static_cast<std::size_t>(element_bytes(1, p.from.columns, p.from.format));
   const std::int64_t tiles = (p.to.columns + kTile - 1) / kTile;
-  for_rows(
-      rows_in_use(p.used_rows, p.to), p.to.columns, [&](std::int64_t first, std::int64_t last) {
-        for (std::int64_t r = first; r < last; ++r) {
-          const std::int64_t source = p.row_source[r];
-          auto* to = static_cast<std::byte*>(p.to.data) + element_bytes(r, p.to.pitch, p.to.format);
-          if (source < 0) {
-            std::memset(to, 0, bytes);
-          } else {
-            std::memcpy(to,
-                        static_cast<const std::byte*>(p.from.data) +
-                            element_bytes(source, p.from.pitch, p.from.format),
-                        bytes);
-          }
-          if (p.to.scaling == Scaling::none) continue;
-          for (std::int64_t t = 0; t < tiles; ++t) {
-            p.to.scales[t * p.to.scale_pitch + r] =
-                source < 0 ? 1.0F : p.from.scales[t * p.from.scale_pitch + source];
-          }
-        }
-      });
+  for_rows(rows_in_use(p.used_rows, p.to), p.to.columns,
+           [&](std::int64_t first, std::int64_t last) {
+             for (std::int64_t r = first; r < last; ++r) {
+               const std::int64_t source = p.row_source[r];
+               if (source < 0) {
+                 std::memset(row_begin(p.to, r), 0, bytes);
+               } else {
+                 std::memcpy(row_begin(p.to, r), row_begin(p.from, source), bytes);
+               }
+               if (p.to.scaling == Scaling::none) continue;
+               for (std::int64_t t = 0; t < tiles; ++t) {
+                 p.to.scales[t * p.to.scale_pitch + r] =
+                     source < 0 ? 1.0F : p.from.scales[t * p.from.scale_pitch + source];
+               }
+             }
+           });
 }
 
 void run(const Unpermute& u) {

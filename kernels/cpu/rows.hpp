@@ -8,12 +8,12 @@
 #include <algorithm>
 #include <array>
 #include <bit>
-#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <vector>
 
 #include "kernels/call.hpp"
+#include "kernels/cpu/convert.hpp"
 
 namespace orrery::kernels::cpu {
 
@@ -61,58 +61,18 @@ void for_blocks(std::int64_t count, std::int64_t size, Body body) {
   });
 }
 
-// ---- conversions, as kernels/format.hpp defines them ----
-
-inline float from_bf16(std::uint16_t code) {
-  return std::bit_cast<float>(static_cast<std::uint32_t>(code) << 16);
-}
-
-inline std::uint16_t to_bf16(float value) {
-  const auto bits = std::bit_cast<std::uint32_t>(value);
-  const std::uint32_t number = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
-  const bool is_nan = (bits & 0x7FFFFFFF) > 0x7F800000;
-  return static_cast<std::uint16_t>(is_nan ? bits >> 16 | 0x40 : number);
-}
-
-/// Of numbers up to 448 in magnitude, and NaN.
-inline std::uint8_t to_e4m3(float value) {
-  const auto bits = std::bit_cast<std::uint32_t>(value);
-  const std::uint32_t sign = bits >> 24 & 0x80;
-  const std::uint32_t magnitude = bits & 0x7FFFFFFF;
-  // Normal: 3 bits of the fraction stay, the exponent's bias goes from 127 to 7.
-  const std::uint32_t normal = ((magnitude + 0x7FFFF + (magnitude >> 20 & 1)) >> 20) - (120 << 3);
-  // Below 2^-6: multiples of 2^-9, rounded by adding 1.5 * 2^23.
-  const float scaled = std::bit_cast<float>(magnitude) * 512.0F + 12582912.0F;
-  const std::uint32_t subnormal = std::bit_cast<std::uint32_t>(scaled) - 0x4B400000;
-  const std::uint32_t number = magnitude < 0x3C800000 ? subnormal : normal;
-  return static_cast<std::uint8_t>(sign | (magnitude > 0x7F800000 ? 0x7F : number));
-}
-
-/// Of numbers up to kE5m6Max in magnitude.
-inline std::uint16_t to_e5m6(float value) {
-  const auto bits = std::bit_cast<std::uint32_t>(value);
-  const std::uint32_t sign = bits >> 20 & 0x800;
-  const std::uint32_t magnitude = bits & 0x7FFFFFFF;
-  const std::uint32_t normal = ((magnitude + 0xFFFF + (magnitude >> 17 & 1)) >> 17) - (112 << 6);
-  const float scaled = std::bit_cast<float>(magnitude) * 1048576.0F + 12582912.0F;
-  const std::uint32_t subnormal = std::bit_cast<std::uint32_t>(scaled) - 0x4B400000;
-  return static_cast<std::uint16_t>(sign | (magnitude < 0x38800000 ? subnormal : normal));
-}
-
-inline const std::array<float, 256>& e4m3_values() {
-  static const std::array<float, 256> values = [] {
-    std::array<float, 256> all{};
-    for (int code = 0; code < 256; ++code) {
-      all[static_cast<std::size_t>(code)] = float_of_e4m3(static_cast<std::uint8_t>(code));
-    }
-    return all;
-  }();
-  return values;
-}
-
 template <class T>
 T* row_at(const Matrix& m, std::int64_t row) {
   return static_cast<T*>(m.data) + row * m.pitch;
+}
+
+inline std::byte* row_begin(const Matrix& m, std::int64_t row) {
+  return static_cast<std::byte*>(m.data) + element_bytes(row, m.pitch, m.format);
+}
+
+/// e5m6; `column` is even.
+inline std::uint8_t* packed_at(const Matrix& m, std::int64_t row, std::int64_t column) {
+  return static_cast<std::uint8_t*>(m.data) + (row * m.pitch + column) / 2 * 3;
 }
 
 inline float scale_of_tile(const Matrix& m, std::int64_t row, std::int64_t tile) {
@@ -128,30 +88,25 @@ inline void load_row(const Matrix& m, std::int64_t row, std::int64_t first, std:
       std::memcpy(out, row_at<float>(m, row) + first,
                   static_cast<std::size_t>(count) * sizeof(float));
       return;
-    case Format::bf16: {
-      const std::uint16_t* codes = row_at<std::uint16_t>(m, row) + first;
-      for (std::int64_t c = 0; c < count; ++c) out[c] = from_bf16(codes[c]);
+    case Format::bf16:
+      floats_of_bf16(row_at<std::uint16_t>(m, row) + first, out, count);
       return;
-    }
     case Format::e4m3: {
       const std::uint8_t* codes = row_at<std::uint8_t>(m, row) + first;
-      const float* values = e4m3_values().data();
-      for (std::int64_t c0 = 0; c0 < count; c0 += kTile) {
-        const float scale = scale_of_tile(m, row, (first + c0) / kTile);
-        const std::int64_t end = std::min(count, c0 + kTile);
-        for (std::int64_t c = c0; c < end; ++c) out[c] = values[codes[c]] * scale;
+      for (std::int64_t c = 0; c < count; c += kTile) {
+        floats_of_e4m3(codes + c, scale_of_tile(m, row, (first + c) / kTile), out + c,
+                       std::min(kTile, count - c));
       }
       return;
     }
-    case Format::e5m6:
-      for (std::int64_t c0 = 0; c0 < count; c0 += kTile) {
-        const float scale = scale_of_tile(m, row, (first + c0) / kTile);
-        const std::int64_t end = std::min(count, c0 + kTile);
-        for (std::int64_t c = c0; c < end; ++c) {
-          out[c] = float_of_e5m6(load_e5m6(m.data, row * m.pitch + first + c)) * scale;
-        }
+    case Format::e5m6: {
+      const std::uint8_t* packed = packed_at(m, row, first);
+      for (std::int64_t c = 0; c < count; c += kTile) {
+        floats_of_e5m6(packed + c / 2 * 3, scale_of_tile(m, row, (first + c) / kTile), out + c,
+                       std::min(kTile, count - c));
       }
       return;
+    }
   }
 }
 inline void load_row(const Matrix& m, std::int64_t row, float* out) {
@@ -160,14 +115,14 @@ inline void load_row(const Matrix& m, std::int64_t row, float* out) {
 
 /// Adds instead of setting.
 inline void add_row(const Matrix& m, std::int64_t row, float* out, float* scratch) {
-  load_row(m, row, scratch);
-  for (std::int64_t c = 0; c < m.columns; ++c) out[c] += scratch[c];
-}
-
-inline float largest_magnitude(const float* values, std::int64_t count) {
-  float largest = 0;
-  for (std::int64_t c = 0; c < count; ++c) largest = std::max(largest, std::abs(values[c]));
-  return largest;
+  if (m.format == Format::bf16) {
+    add_bf16(row_at<std::uint16_t>(m, row), out, m.columns);
+  } else if (m.format == Format::fp32) {
+    add_floats(row_at<float>(m, row), out, m.columns);
+  } else {
+    load_row(m, row, scratch);
+    add_floats(scratch, out, m.columns);
+  }
 }
 
 /// Scaling's rule; `largest` of a tile.
@@ -182,15 +137,9 @@ inline float scale_for(float largest, Format format) {
 inline void encode(const Matrix& m, std::int64_t row, std::int64_t first, std::int64_t count,
                    const float* values, float scale) {
   if (m.format == Format::e4m3) {
-    std::uint8_t* codes = row_at<std::uint8_t>(m, row) + first;
-    for (std::int64_t c = 0; c < count; ++c) {
-      codes[c] = to_e4m3(std::clamp(values[c] / scale, -kE4m3Max, kE4m3Max));
-    }
-    return;
-  }
-  for (std::int64_t c = 0; c < count; ++c) {
-    store_e5m6(m.data, row * m.pitch + first + c,
-               to_e5m6(std::clamp(values[c] / scale, -kE5m6Max, kE5m6Max)));
+    e4m3_of_floats(values, scale, row_at<std::uint8_t>(m, row) + first, count);
+  } else {
+    e5m6_of_floats(values, scale, packed_at(m, row, first), count);
   }
 }
 
@@ -202,11 +151,9 @@ inline void store_row(const Matrix& m, std::int64_t row, const float* values) {
       std::memcpy(row_at<float>(m, row), values,
                   static_cast<std::size_t>(m.columns) * sizeof(float));
       return;
-    case Format::bf16: {
-      std::uint16_t* codes = row_at<std::uint16_t>(m, row);
-      for (std::int64_t c = 0; c < m.columns; ++c) codes[c] = to_bf16(values[c]);
+    case Format::bf16:
+      bf16_of_floats(values, row_at<std::uint16_t>(m, row), m.columns);
       return;
-    }
     case Format::e4m3:
     case Format::e5m6:
       for (std::int64_t c = 0; c < m.columns; c += kTile) {
@@ -221,23 +168,6 @@ inline void store_row(const Matrix& m, std::int64_t row, const float* values) {
 
 inline std::int64_t rows_in_use(const std::int32_t* used, const Matrix& m) {
   return used == nullptr ? m.rows : *used;
-}
-
-/// e^x to 2e-7 relative, for x in [-87, 88]; 0 below, infinity is not reached. Cephes' reduction to
-/// |r| <= ln 2 / 2 and a polynomial of degree 6 in r, which compilers vectorise.
-inline float fast_exp(float x) {
-  const float clamped = std::min(std::max(x, -87.0F), 88.0F);
-  const float n = std::nearbyint(clamped * 1.44269504F);
-  const float r = (clamped - n * 0.693359375F) + n * 2.12194440e-4F;
-  float p = 1.9875691500e-4F;
-  p = p * r + 1.3981999507e-3F;
-  p = p * r + 8.3334519073e-3F;
-  p = p * r + 4.1665795894e-2F;
-  p = p * r + 1.6666665459e-1F;
-  p = p * r + 5.0000001201e-1F;
-  p = p * r * r + r + 1.0F;
-  const auto power = std::bit_cast<float>((static_cast<std::int32_t>(n) + 127) << 23);
-  return x < -87.0F ? 0.0F : p * power;
 }
 
 }  // namespace orrery::kernels::cpu

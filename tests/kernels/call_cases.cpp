@@ -111,17 +111,17 @@ void add_products(Cases& cases) {
     }
     products.push_back({1, 64, 64, f, f});
   }
-  // DeepSeek-V3's: q_a, kv_a, gate, o's input gradient, a weight gradient.
-  products.push_back({3, 1536, 7168, Format::bf16, Format::bf16});
+  // DeepSeek-V3's: half of q_a, kv_a, gate, o's input gradient, a weight gradient.
+  products.push_back({3, 768, 7168, Format::bf16, Format::bf16});
   products.push_back({2, 576, 7168, Format::bf16, Format::bf16});
   products.push_back({9, 256, 7168, Format::bf16, Format::fp32});
-  products.push_back({2, 1024, 7168, Format::bf16, Format::bf16, false, true});
+  products.push_back({2, 520, 7168, Format::bf16, Format::bf16, false, true});
   products.push_back({256, 512, 40, Format::bf16, Format::fp32, true, true, true});
   const Format e4m3 = Format::e4m3;
   products.push_back({7, 24, 200, e4m3, Format::bf16});
   products.push_back({128, 256, 384, e4m3, Format::bf16});
   products.push_back({33, 130, 640, e4m3, Format::fp32});
-  products.push_back({3, 1536, 7168, e4m3, Format::bf16});
+  products.push_back({3, 768, 7168, e4m3, Format::bf16});
   products.push_back({16, 576, 2048, e4m3, Format::bf16});
   products.push_back({256, 192, 128, e4m3, Format::fp32, false, false, true, Scaling::rows});
   products.push_back({96, 130, 300, e4m3, Format::fp32, false, false, true, Scaling::rows});
