@@ -122,6 +122,10 @@ ORRERY_HOST_DEVICE inline std::int32_t first_query(std::int32_t key, std::int32_
   return query < 0 ? 0 : query;
 }
 
+/// Of the stream's workspace, for the kernel for tensor cores and a call with query_positions: how
+/// many keys each query sees, and the least and the most of every 64.
+std::int64_t attention_table_bytes(const AttentionShape& shape);
+
 /// Of the workspace of AttentionBackward, for the kernel for tensor cores: FP32 (batch, heads, rows
 /// of queries rounded up to kAttentionTile) twice, log-sum-exp in units of log 2 and row sums.
 std::int64_t tensor_core_backward_bytes(const AttentionShape& shape);
