@@ -85,6 +85,11 @@ std::string why_not_cuda_cores(const AttentionShape& shape, const std::vector<Op
   return {};
 }
 
+std::string why_not_workspace(const void* workspace) {
+  const bool aligned = reinterpret_cast<std::uintptr_t>(workspace) % 16 == 0;
+  return aligned ? "" : "the workspace does not begin at a multiple of 16 bytes";
+}
+
 template <class CallType>
 AttentionKernel first_that_can(const CallType& call, const AttentionDevice& device) {
   std::string why;
@@ -130,6 +135,7 @@ std::string why_not(AttentionKernel kernel, const AttentionBackward& call,
   switch (kernel) {
     case AttentionKernel::cudnn: {
       std::string why = why_not_cudnn(call.shape, operands, device);
+      if (why.empty()) why = why_not_workspace(call.workspace);
       if (!why.empty()) return why;
       const std::int64_t bytes =
           std::max(attention_workspace_bytes(call.shape) - cudnn_rest_offset(call.shape),
@@ -141,6 +147,7 @@ std::string why_not(AttentionKernel kernel, const AttentionBackward& call,
     }
     case AttentionKernel::tensor_cores: {
       std::string why = why_not_tensor_cores(call.shape, operands, device);
+      if (why.empty()) why = why_not_workspace(call.workspace);
       if (!why.empty()) return why;
       if (tensor_core_backward_bytes(call.shape) > attention_workspace_bytes(call.shape)) {
         return "so few queries that their rounded-up rows do not fit into the workspace";

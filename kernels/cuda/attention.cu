@@ -25,7 +25,6 @@ namespace {
 AttentionDevice device_of(const LaunchContext& context) {
   AttentionDevice device;
   device.compute_capability = context.limits.compute_capability;
-  device.shared_bytes = context.limits.shared_bytes_per_block;
   device.l2_bytes = static_cast<std::int64_t>(context.limits.l2_bytes);
   device.workspace_bytes = static_cast<std::int64_t>(context.workspace_bytes);
   device.sms = context.sms;

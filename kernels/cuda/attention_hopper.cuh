@@ -934,6 +934,12 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
+// A block of compute capability 9.0 has at most 227 KiB.
+inline constexpr int kSharedBytes = 227 * 1024;
+static_assert(ForwardMemory<192, 128>::bytes <= kSharedBytes);
+static_assert(KeysMemory<192, 128>::bytes <= kSharedBytes);
+static_assert(QueriesMemory<192, 128>::bytes <= kSharedBytes);
+
 // ---------------------------------------------------------------------------------------------
 // What a launch passes, from the call.
 

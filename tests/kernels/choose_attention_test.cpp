@@ -112,6 +112,15 @@ TEST(ChooseAttention, LooksAtAddressesAndPitches) {
             "rows of out do not begin at multiples of 16 bytes");
 }
 
+TEST(ChooseAttention, LooksAtTheWorkspacesAddress) {
+  AttentionBackward call = backward_of(deepseek_v3(1024));
+  call.workspace = reinterpret_cast<void*>(std::uintptr_t{1 << 20} + 8);
+  for (const AttentionKernel kernel : {AttentionKernel::cudnn, AttentionKernel::tensor_cores}) {
+    EXPECT_EQ(why_not(kernel, call, {}), "the workspace does not begin at a multiple of 16 bytes");
+  }
+  EXPECT_EQ(choose_attention(call, {}), AttentionKernel::cuda_cores);
+}
+
 TEST(ChooseAttention, SaysWhyNoneCan) {
   AttentionShape wide = deepseek_v3(64);
   wide.d_qk = 264;
