@@ -173,7 +173,9 @@ struct HeadCopy {
 };
 
 /// swiglu: in (rows, 2w) = [gate | up], out (rows, w) = silu(gate) * up. gelu (exact): in and out
-/// (rows, w). With row_weight, out is multiplied by it. out may be e4m3 with rows scales.
+/// (rows, w). With row_weight, out is multiplied by it; rows of weight 0 give zeros, in both
+/// directions, whatever they hold: padding, which no product writes. out may be e4m3 with rows
+/// scales.
 enum class Activation : std::uint8_t { swiglu, gelu };
 struct ActivationForward {
   Activation kind{};
@@ -362,7 +364,7 @@ struct AdamW {
   void* first_moment = nullptr;
   void* second_moment = nullptr;
   Format moments = Format::fp32;
-  void* parameter = nullptr;
+  void* parameter = nullptr;  ///< null: the master is the parameter
   Format parameters = Format::fp32;
   const AdamScalars* scalars = nullptr;
   const double* square_sum = nullptr;  ///< [1], of all gradients; null: no clipping

@@ -112,8 +112,10 @@ GemmPlan plan_with(const Gemm& call, const GemmDevice& device, const TileLayout&
   const double products =
       static_cast<double>(layout.tile_m) * layout.tile_n * kStageRowBytes / (fp8 ? 1 : 2);
   const double tensor = products / (fp8 ? kFp8ProductsPerCycle : kBf16ProductsPerCycle);
-  const double loads =
-      (static_cast<double>(layout.tile_m) / cluster + layout.tile_n) * kStageRowBytes / l2;
+  const double stage_bytes =
+      (static_cast<double>(layout.tile_m) / cluster + layout.tile_n) * kStageRowBytes;
+  const double loads = stage_bytes / l2;
+  plan.loaded_bytes = static_cast<double>(units * cluster) * stages * stage_bytes;
   const double result = static_cast<double>(layout.tile_m) * layout.tile_n *
                         bits_of(call.d.format) / 8 * (call.accumulate ? 2 : 1) / l2;
   plan.cycles = static_cast<double>(plan.waves) * (stages * std::max(tensor, loads) + result);
@@ -232,8 +234,9 @@ std::vector<GemmPlan> hopper_plans(const Gemm& call, const GemmDevice& device) {
       plans.push_back(plan_with(call, device, layout, cluster));
     }
   }
-  std::stable_sort(plans.begin(), plans.end(),
-                   [](const GemmPlan& x, const GemmPlan& y) { return x.cycles < y.cycles; });
+  std::stable_sort(plans.begin(), plans.end(), [](const GemmPlan& x, const GemmPlan& y) {
+    return std::pair(x.cycles, x.loaded_bytes) < std::pair(y.cycles, y.loaded_bytes);
+  });
   return plans;
 }
 

@@ -36,6 +36,8 @@ struct GemmPlan {
   /// What plans are compared by, not a prediction of time: SM cycles if nothing but the tensor
   /// cores and the L2's bandwidth counted.
   double cycles = 0;
+  /// That all blocks load from the L2; decides between plans of equal cycles.
+  double loaded_bytes = 0;
 };
 std::string describe(const GemmPlan& plan);
 

@@ -486,7 +486,6 @@ void check(const CrossEntropyBackward& c, Checker& is) {
 
 void check(const AdamW& c, Checker& is) {
   const auto plain = [&](std::string_view name, const void* data, Format format) {
-    is.need(data != nullptr, {name, " is missing"});
     is.need(format == Format::fp32 || format == Format::bf16,
             {name, " is ", name_of(format), ", fp32 or bf16 needed"});
     const auto size = static_cast<std::uintptr_t>(bits_of(format) / 8);
@@ -495,6 +494,8 @@ void check(const AdamW& c, Checker& is) {
   is.at_least("elements", c.elements, 0);
   is.array("gradient", c.gradient);
   is.array("master", c.master);
+  is.need(c.first_moment != nullptr, {"first_moment is missing"});
+  is.need(c.second_moment != nullptr, {"second_moment is missing"});
   plain("first_moment", c.first_moment, c.moments);
   plain("second_moment", c.second_moment, c.moments);
   plain("parameter", c.parameter, c.parameters);

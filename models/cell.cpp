@@ -304,6 +304,8 @@ ShardTraffic shard_traffic(const LayerShard& shard, const Plan& plan, const Layo
         shard.expert * p.parameter_bytes, "expert parameters");
   }
   if (plan.parallelism.zero_stage >= 2) {
+    add(traffic.scatter, CollectiveKind::all_reduce, GroupKind::tensor,
+        shard.tensor_summed * p.gradient_sync_bytes, "tensor-parallel gradients");
     add(traffic.scatter, CollectiveKind::reduce_scatter, GroupKind::data,
         shard.dense * p.gradient_sync_bytes, "dense gradients");
     add(traffic.scatter, CollectiveKind::reduce_scatter, GroupKind::expert_data,
@@ -332,12 +334,12 @@ CellFactory::CellFactory(const Scenario& scenario, const Layout& layout) : scena
     moe_layer_ = transformer_layer(model, plan, per_node, true, stated.value_or(1));
     moe_shards_ = shard_traffic(layer_shard(model, plan, true), plan, layout);
   }
-  embedding_ = embedding_work(model, plan);
+  embedding_ = embedding_work(model, plan, per_node);
   embedding_shards_ = shard_traffic(embedding_shard(model, plan), plan, layout);
   head_ = head_work(model, plan, per_node);
   head_shards_ = shard_traffic(head_shard(model, plan), plan, layout);
   if (model.mtp_modules > 0) {
-    mtp_front_ = mtp_front_work(model, plan);
+    mtp_front_ = mtp_front_work(model, plan, per_node);
     mtp_front_shards_ = shard_traffic(mtp_front_shard(model, plan), plan, layout);
   }
 }

@@ -11,7 +11,6 @@
 namespace orrery {
 namespace {
 
-constexpr std::int64_t kBf16 = 2;
 constexpr std::int64_t kFp32 = 4;
 
 std::int64_t bytes_of_elements(std::int64_t elements, NumberFormat format) {
@@ -30,7 +29,8 @@ class Chain {
         plan_(plan),
         tp_(plan.parallelism.tp),
         tokens_(plan.micro_batch_tokens()),
-        local_tokens_(plan.parallelism.sequence_parallel ? tokens_ / tp_ : tokens_) {}
+        local_tokens_(plan.parallelism.sequence_parallel ? tokens_ / tp_ : tokens_),
+        width_(bytes_of_elements(1, plan.precision.activations)) {}
 
   Work take() { return std::exchange(work_, {}); }
 
@@ -40,8 +40,9 @@ class Chain {
   std::int64_t tp() const { return tp_; }
   std::int64_t tokens() const { return tokens_; }              ///< in tensor-parallel regions
   std::int64_t local_tokens() const { return local_tokens_; }  ///< in sequence-parallel regions
+  std::int64_t width() const { return width_; }                ///< bytes of an activation
   bool block_scaled() const { return precision().linear == NumberFormat::fp8_block; }
-  bool fp8() const { return precision().linear != NumberFormat::bf16; }
+  bool fp8() const { return precision().linear != precision().activations; }
 
   void add(std::string label, decltype(Shape::work) work) {
     work_.push_back({.shape = {.work = work, .label = std::move(label)}, .sized_by = sized_by_});
@@ -113,15 +114,15 @@ class Chain {
 
   // ---- number formats ----
 
-  /// BF16 (rows, columns) -> what a GEMM reads. Block scales: a scale per 1x128, whose layout is
+  /// (rows, columns) -> what a GEMM reads. Block scales: a scale per 1x128, whose layout is
   /// then transposed by a small kernel. Per tensor: the transposed copy is written along.
   void quantize(const std::string& label, std::int64_t rows, std::int64_t columns) {
     const std::int64_t elements = rows * columns;
     if (precision().linear == NumberFormat::fp8_block) {
-      stream(StreamingKind::quantize, label + " quantise", kBf16 * elements,
+      stream(StreamingKind::quantize, label + " quantise", width_ * elements,
              bytes_of_elements(elements, NumberFormat::fp8_block), 2);
     } else if (precision().linear == NumberFormat::fp8_tensor) {
-      stream(StreamingKind::quantize, label + " quantise", kBf16 * elements, 2 * elements);
+      stream(StreamingKind::quantize, label + " quantise", width_ * elements, 2 * elements);
     }
   }
 
@@ -135,29 +136,29 @@ class Chain {
 
   void dequantize(const std::string& label, std::int64_t rows, std::int64_t columns,
                   NumberFormat from) {
-    if (from == NumberFormat::bf16) return;
+    if (from == precision().activations) return;
     const std::int64_t elements = rows * columns;
     stream(StreamingKind::dequantize, label + " dequantise", bytes_of_elements(elements, from),
-           kBf16 * elements);
+           width_ * elements);
   }
 
   // ---- norms, residuals ----
 
   void norm_forward(const std::string& label, std::int64_t rows, std::int64_t columns) {
-    stream(StreamingKind::norm_forward, label, kBf16 * rows * columns, kBf16 * rows * columns);
+    stream(StreamingKind::norm_forward, label, width_ * rows * columns, width_ * rows * columns);
   }
 
   /// Reads the output gradient and the input, writes the input gradient; a second small kernel sums
   /// the gradient of the gain over blocks.
   void norm_backward(const std::string& label, std::int64_t rows, std::int64_t columns) {
-    stream(StreamingKind::norm_backward, label, 2 * kBf16 * rows * columns, kBf16 * rows * columns,
-           2);
+    stream(StreamingKind::norm_backward, label, 2 * width_ * rows * columns,
+           width_ * rows * columns, 2);
   }
 
   /// a + b.
   void residual(const std::string& label) {
     const std::int64_t elements = local_tokens_ * model_.hidden;
-    stream(StreamingKind::elementwise, label, 2 * kBf16 * elements, kBf16 * elements);
+    stream(StreamingKind::elementwise, label, 2 * width_ * elements, width_ * elements);
   }
 
   // ---- tensor and context parallelism ----
@@ -179,7 +180,7 @@ class Chain {
   /// Tokens come in whole to every tensor-parallel rank.
   void gather_tokens(const std::string& label, std::int64_t columns, const Layout& layout) {
     if (!plan_.parallelism.sequence_parallel) return;
-    collective(CollectiveKind::all_gather, label, kBf16 * tokens_ * columns, layout,
+    collective(CollectiveKind::all_gather, label, width_ * tokens_ * columns, layout,
                GroupKind::tensor);
   }
 
@@ -187,7 +188,7 @@ class Chain {
   void reduce_tokens(const std::string& label, std::int64_t columns, const Layout& layout) {
     const auto kind = plan_.parallelism.sequence_parallel ? CollectiveKind::reduce_scatter
                                                           : CollectiveKind::all_reduce;
-    collective(kind, label, kBf16 * tokens_ * columns, layout, GroupKind::tensor);
+    collective(kind, label, width_ * tokens_ * columns, layout, GroupKind::tensor);
   }
 
  private:
@@ -196,6 +197,7 @@ class Chain {
   std::int64_t tp_;
   std::int64_t tokens_;
   std::int64_t local_tokens_;
+  std::int64_t width_;
   SizedBy sized_by_ = SizedBy::plan;
   Work work_;
 };
@@ -210,7 +212,7 @@ AttentionCore attention_core(const Chain& c, bool backward) {
   const Attention& a = c.model().attention;
   const Parallelism& p = c.plan().parallelism;
   const std::int64_t q_len = c.plan().sequence_length / p.cp;
-  return {.inputs = NumberFormat::bf16,
+  return {.inputs = c.precision().activations,
           .backward = backward,
           .causal = true,
           .batch = c.plan().micro_batch_sequences,
@@ -229,7 +231,7 @@ void exchange_keys(Chain& c, const Layout& layout, CollectiveKind kind, const st
   const Parallelism& p = c.plan().parallelism;
   const std::int64_t kv_heads =
       a.mla ? a.heads / p.tp : std::max<std::int64_t>(1, a.kv_heads / p.tp);
-  const std::int64_t bytes = kBf16 * c.tokens() * p.cp * kv_heads * (a.d_qk() + a.d_v());
+  const std::int64_t bytes = c.width() * c.tokens() * p.cp * kv_heads * (a.d_qk() + a.d_v());
   c.collective(kind, label, bytes, layout, GroupKind::context);
 }
 
@@ -330,9 +332,10 @@ class Projections {
     // Each head's key is its own no-position part beside the shared rotary part; values are made
     // contiguous.
     c_.stream(StreamingKind::copy, "key concat",
-              kBf16 * t * (sizes_.heads * m.qk_nope_head_dim + m.qk_rope_head_dim),
-              kBf16 * sizes_.key);
-    c_.stream(StreamingKind::copy, "value copy", kBf16 * sizes_.value, kBf16 * sizes_.value);
+              c_.width() * t * (sizes_.heads * m.qk_nope_head_dim + m.qk_rope_head_dim),
+              c_.width() * sizes_.key);
+    c_.stream(StreamingKind::copy, "value copy", c_.width() * sizes_.value,
+              c_.width() * sizes_.value);
   }
 
   /// From the gradients of queries, keys and values to that of the block's normed input.
@@ -340,6 +343,7 @@ class Projections {
     const Attention& a = c_.model().attention;
     const std::int64_t hidden = c_.model().hidden;
     const std::int64_t t = c_.tokens();
+    const Recompute& recompute = c_.plan().recompute;
     if (!a.mla) {
       if (!c_.model().learned_positions) rope("rope gradient");
       if (a.qk_norm) {
@@ -348,6 +352,7 @@ class Projections {
       }
       c_.quantize("qkv gradient", t, qkv_.out);
       c_.backward_input(qkv_);
+      if (recompute.norms) c_.norm_forward("attention norm", c_.local_tokens(), hidden);
       c_.recast("qkv gradient", t, qkv_.out);
       c_.recast("qkv input", t, hidden);
       c_.reduce_tokens("attention gradient reduce", hidden, layout_);
@@ -360,14 +365,19 @@ class Projections {
     // The shared rotary key's gradient is the sum over heads; the rest goes back beside the
     // values'.
     c_.stream(StreamingKind::elementwise, "rotary key gradient",
-              kBf16 * t * sizes_.heads * m.qk_rope_head_dim, kBf16 * t * m.qk_rope_head_dim);
+              c_.width() * t * sizes_.heads * m.qk_rope_head_dim,
+              c_.width() * t * m.qk_rope_head_dim);
     c_.stream(StreamingKind::copy, "key gradient split",
-              kBf16 * t * sizes_.heads * m.qk_nope_head_dim,
-              kBf16 * t * sizes_.heads * m.qk_nope_head_dim);
-    c_.stream(StreamingKind::copy, "value gradient copy", kBf16 * sizes_.value,
-              kBf16 * sizes_.value);
+              c_.width() * t * sizes_.heads * m.qk_nope_head_dim,
+              c_.width() * t * sizes_.heads * m.qk_nope_head_dim);
+    c_.stream(StreamingKind::copy, "value gradient copy", c_.width() * sizes_.value,
+              c_.width() * sizes_.value);
     c_.quantize("kv_b gradient", t, kv_b_.out);
     c_.backward_input(kv_b_);
+    if (recompute.norms && !recompute.mla_up_projection) {  // else they ran with the up-projection
+      if (m.q_lora_rank > 0) c_.norm_forward("q norm", t, m.q_lora_rank);
+      c_.norm_forward("kv norm", t, m.kv_lora_rank);
+    }
     c_.recast("kv_b gradient", t, kv_b_.out);
     c_.recast("kv_b input", t, m.kv_lora_rank);
     c_.recast("q_b gradient", t, q_b_.out);
@@ -379,7 +389,7 @@ class Projections {
         (m.q_lora_rank > 0 ? m.q_lora_rank : hidden) + m.kv_lora_rank + m.qk_rope_head_dim,
         layout_);
     const std::int64_t rows = c_.local_tokens();
-    if (c_.plan().recompute.norms) c_.norm_forward("attention norm", rows, hidden);
+    if (recompute.norms) c_.norm_forward("attention norm", rows, hidden);
     c_.quantize("kv_a gradient", rows, kv_a_.out);
     c_.backward_input(kv_a_);
     c_.recast("kv_a input", rows, hidden);
@@ -389,8 +399,8 @@ class Projections {
       c_.backward_input(q_a_);
       c_.recast("q_a input", rows, hidden);
       c_.recast("q_a gradient", rows, q_a_.out);
-      c_.residual("latent gradient add");
     }
+    c_.residual("latent gradient add");
   }
 
   void backward_weight() {
@@ -411,8 +421,8 @@ class Projections {
   void rope(const std::string& label) {
     const Attention& a = c_.model().attention;
     const std::int64_t keys = a.mla ? c_.tokens() * a.mla->qk_rope_head_dim : sizes_.key;
-    c_.stream(StreamingKind::rope, label, kBf16 * (sizes_.query + keys),
-              kBf16 * (sizes_.query + keys), 2);
+    c_.stream(StreamingKind::rope, label, c_.width() * (sizes_.query + keys),
+              c_.width() * (sizes_.query + keys), 2);
   }
 
   Chain& c_;
@@ -427,14 +437,14 @@ void attention_forward(Chain& c, const Layout& layout) {
   const std::int64_t heads_out = p.o().in;
   // The sum of the previous block's output and the residual stream is part of this kernel: it reads
   // both and writes both the sum and its norm.
-  const std::int64_t local = kBf16 * c.local_tokens() * hidden;
+  const std::int64_t local = c.width() * c.local_tokens() * hidden;
   c.stream(StreamingKind::norm_forward, "attention norm", 2 * local, 2 * local);
   p.down_forward();
   p.up_forward();
   exchange_keys(c, layout, CollectiveKind::all_gather, "key-value gather");
   c.add("attention core", attention_core(c, false));
   if (c.precision().saved_attention == NumberFormat::e5m6) {
-    c.stream(StreamingKind::pack_e5m6, "attention output pack", kBf16 * p.sizes().output,
+    c.stream(StreamingKind::pack_e5m6, "attention output pack", c.width() * p.sizes().output,
              bytes_of_elements(p.sizes().output, NumberFormat::e5m6));
   }
   c.quantize("o input", c.tokens(), heads_out);
@@ -461,7 +471,7 @@ void attention_backward(Chain& c, const Layout& layout) {
   exchange_keys(c, layout, CollectiveKind::reduce_scatter, "key-value gradient reduce");
   p.backward_input();
   // The residual stream's gradient is added by the same kernel.
-  const std::int64_t local = kBf16 * c.local_tokens() * hidden;
+  const std::int64_t local = c.width() * c.local_tokens() * hidden;
   c.stream(StreamingKind::norm_backward, "attention norm", 3 * local, local, 2);
 }
 
@@ -494,8 +504,8 @@ class FeedForward {
   void activation_forward() {
     const std::int64_t written = c_.block_scaled()
                                      ? bytes_of_elements(act_elements(), NumberFormat::fp8_block)
-                                     : kBf16 * act_elements();
-    c_.stream(StreamingKind::activation_forward, name_ + " activation", kBf16 * up_elements(),
+                                     : c_.width() * act_elements();
+    c_.stream(StreamingKind::activation_forward, name_ + " activation", c_.width() * up_elements(),
               written, c_.block_scaled() ? 2 : 1);
     if (c_.precision().linear == NumberFormat::fp8_tensor) {
       c_.quantize(name_ + "_down input", total_rows_, intermediate_);
@@ -504,8 +514,8 @@ class FeedForward {
 
   /// The activation's input, kept for the backward pass in the recipe's format.
   void keep_activation_input() {
-    if (c_.precision().saved == NumberFormat::bf16) return;
-    c_.stream(StreamingKind::quantize, name_ + " activation input keep", kBf16 * up_elements(),
+    if (c_.precision().saved == c_.precision().activations) return;
+    c_.stream(StreamingKind::quantize, name_ + " activation input keep", c_.width() * up_elements(),
               bytes_of_elements(up_elements(), c_.precision().saved));
   }
 
@@ -514,7 +524,7 @@ class FeedForward {
     // was not kept, the output again for the down-projection's weight gradient.
     const std::int64_t again = c_.plan().recompute.activation ? act_elements() : 0;
     c_.stream(StreamingKind::activation_backward, name_ + " activation",
-              kBf16 * (up_elements() + act_elements()), kBf16 * (up_elements() + again));
+              c_.width() * (up_elements() + act_elements()), c_.width() * (up_elements() + again));
   }
 
   std::int64_t up_elements() const { return total_rows_ * up_columns_; }
@@ -640,7 +650,7 @@ class Experts {
     const std::int64_t scores = rank_tokens_ * moe_.routed_experts;
     c_.norm_forward("ffn norm", rank_tokens_, hidden);
     Chain::Linear gate = c_.linear("gate", rank_tokens_, hidden, moe_.routed_experts);
-    gate.format = NumberFormat::bf16;
+    gate.format = c_.precision().activations;
     c_.forward(gate);
     c_.stream(StreamingKind::router, "router", 12 * kFp32 * scores, 12 * kFp32 * scores, 36);
     c_.quantize("expert input", rank_tokens_, hidden);
@@ -652,7 +662,7 @@ class Experts {
     c_.stream(StreamingKind::router, "router gradient", 12 * kFp32 * scores, 12 * kFp32 * scores,
               25);
     Chain::Linear gate = c_.linear("gate", rank_tokens_, hidden, moe_.routed_experts);
-    gate.format = NumberFormat::bf16;
+    gate.format = c_.precision().activations;
     c_.backward_input(gate);
     c_.backward_weight(gate);
     c_.residual("expert gradient add");
@@ -733,14 +743,15 @@ class Experts {
     const NumberFormat saved = c_.precision().saved;
     std::optional<FeedForward> shared = shared_experts();
     const std::int64_t t = c_.tokens();
+    if (ep_ == 1 && c_.block_scaled()) c_.quantize("expert gradient", rank_tokens_, hidden);
     if (shared) {
       c_.gather_tokens("shared gradient gather", hidden, layout_);
       c_.dequantize("shared activation input", t, shared->up_width(), saved);
       if (!c_.block_scaled()) c_.quantize("shared_down gradient", t, hidden);
       c_.backward_input(shared->down());
+      shared->activation_backward();
       c_.recast("shared_down gradient", t, hidden);
       c_.recast("shared_down input", t, shared->intermediate());
-      shared->activation_backward();
     }
     c_.size_by(SizedBy::expert_rows);
     c_.dequantize("routed activation input", rows_, routed_.up_width(), saved);
@@ -751,7 +762,7 @@ class Experts {
     // Gradient of the router's weight of each row: the dot product of its activation with its
     // gradient.
     c_.stream(StreamingKind::elementwise, "router weight gradient",
-              2 * kBf16 * routed_.act_elements(), kFp32 * rows_);
+              2 * c_.width() * routed_.act_elements(), kFp32 * rows_);
     c_.recast("routed_down input", rows_, routed_.intermediate());
     c_.size_by(SizedBy::plan);
     if (c_.plan().recompute.norms) {
@@ -802,7 +813,7 @@ class Experts {
 
   /// Rows in BF16 before they are reduced, and the activation's input with its gradient.
   std::int64_t workspace_bytes() const {
-    return kBf16 * (2 * routed_.up_elements() + rows_ * c_.model().hidden);
+    return c_.width() * (2 * routed_.up_elements() + rows_ * c_.model().hidden);
   }
 
  private:
@@ -819,14 +830,14 @@ class Experts {
 
   void unpermute(const std::string& label) {
     const std::int64_t hidden = c_.model().hidden;
-    c_.stream(StreamingKind::unpermute, label, kBf16 * rows_ * hidden,
-              kBf16 * received_ * etp_ * hidden);
+    c_.stream(StreamingKind::unpermute, label, c_.width() * rows_ * hidden,
+              c_.width() * received_ * etp_ * hidden);
   }
 
   /// Expert-tensor-parallel ranks work on the same rows.
   void append_expert_tensor(Work& work, CollectiveKind kind) const {
     if (etp_ == 1) return;
-    const std::int64_t bytes = kBf16 * received_ * etp_ * c_.model().hidden;
+    const std::int64_t bytes = c_.width() * received_ * etp_ * c_.model().hidden;
     work.push_back({.shape = {.work = Collective{.kind = kind,
                                                  .bytes = bytes,
                                                  .ranks = etp_,
@@ -865,19 +876,19 @@ std::int64_t attention_saved_bytes(const Chain& c) {
   const Precision& p = c.precision();
   const AttentionSizes s = attention_sizes(c);
   const std::int64_t local = c.local_tokens() * c.model().hidden;
-  std::int64_t bytes = 2 * kBf16 * local;  // residual stream, before and after
+  std::int64_t bytes = 2 * c.width() * local;  // residual stream, before and after
   if (!r.norms) bytes += 2 * bytes_of_elements(local, p.saved);  // both norms' outputs
   if (a.mla) {
     const std::int64_t latents =
         c.tokens() * (a.mla->q_lora_rank + a.mla->kv_lora_rank + a.mla->qk_rope_head_dim);
-    bytes += kBf16 * latents;
+    bytes += c.width() * latents;
     if (!r.norms) bytes += bytes_of_elements(latents, p.saved);
   }
   const bool recompute_qkv = a.mla && r.mla_up_projection;
-  if (!recompute_qkv && !r.attention_core) bytes += kBf16 * (s.query + s.key + s.value);
+  if (!recompute_qkv && !r.attention_core) bytes += c.width() * (s.query + s.key + s.value);
   if (!r.attention_core) bytes += kFp32 * c.tokens() * s.heads;
   bytes += bytes_of_elements(s.output, p.saved_attention);
-  if (p.saved_attention == NumberFormat::bf16 && c.fp8()) {
+  if (p.saved_attention == p.activations && c.fp8()) {
     bytes += bytes_of_elements(s.output, p.saved);
   }
   return bytes;
@@ -886,7 +897,7 @@ std::int64_t attention_saved_bytes(const Chain& c) {
 /// Queries, keys, values and their gradients in BF16.
 std::int64_t attention_workspace_bytes(const Chain& c) {
   const AttentionSizes s = attention_sizes(c);
-  return 2 * kBf16 * (s.query + s.key + s.value) + kFp32 * s.query;
+  return 2 * c.width() * (s.query + s.key + s.value) + kFp32 * s.query;
 }
 
 }  // namespace
@@ -929,7 +940,7 @@ LayerWork transformer_layer(const Model& model, const Plan& plan, std::int64_t g
     w.mlp_weight = c.take();
     w.memory.saved_bytes += f.saved_bytes();
     w.memory.workspace_bytes =
-        std::max(w.memory.workspace_bytes, 2 * kBf16 * (f.up_elements() + f.act_elements()));
+        std::max(w.memory.workspace_bytes, 2 * c.width() * (f.up_elements() + f.act_elements()));
   }
   attention_backward(c, layout);
   w.attn_backward = c.take();
@@ -945,19 +956,38 @@ LayerWork transformer_layer(const Model& model, const Plan& plan, std::int64_t g
     Work& first = w.combine_backward.empty() ? w.mlp_backward : w.combine_backward;
     first.insert(first.begin(), again.begin(), again.end());
     w.memory.workspace_bytes += w.memory.saved_bytes;
-    w.memory.saved_bytes = kBf16 * c.local_tokens() * model.hidden;
+    w.memory.saved_bytes = c.width() * c.local_tokens() * model.hidden;
   }
   return w;
 }
 
-EdgeWork embedding_work(const Model& model, const Plan& plan) {
+namespace {
+
+/// Each tensor-parallel rank looks up the tokens of its part of the vocabulary; the sum of all
+/// parts has every token's row (Megatron-LM's VocabParallelEmbedding).
+void embedding_forward(Chain& c, const Layout& layout, const std::string& label) {
+  const std::int64_t bytes = c.width() * c.tokens() * c.model().hidden;
+  c.stream(StreamingKind::embedding_forward, label, bytes / c.tp(), bytes);
+  c.reduce_tokens(label + " reduce", c.model().hidden, layout);
+}
+
+/// The gradient is added to FP32 rows: read gradient, read and write rows.
+void embedding_backward(Chain& c, const Layout& layout, const std::string& label) {
+  const std::int64_t hidden = c.model().hidden;
+  c.gather_tokens(label + " gather", hidden, layout);
+  const std::int64_t rows = 2 * c.width() * c.tokens() / c.tp() * hidden;
+  c.stream(StreamingKind::embedding_backward, label, c.width() * c.tokens() * hidden + rows, rows);
+}
+
+}  // namespace
+
+EdgeWork embedding_work(const Model& model, const Plan& plan, std::int64_t gpus_per_node) {
   Chain c(model, plan);
-  const std::int64_t bytes = kBf16 * c.local_tokens() * model.hidden;
+  const Layout layout(plan.parallelism, gpus_per_node);
   EdgeWork w;
-  c.stream(StreamingKind::embedding_forward, "embedding", bytes, bytes);
+  embedding_forward(c, layout, "embedding");
   w.forward = c.take();
-  // The gradient is added to FP32 rows: read gradient, read and write rows.
-  c.stream(StreamingKind::embedding_backward, "embedding gradient", 3 * bytes, 2 * bytes);
+  embedding_backward(c, layout, "embedding gradient");
   w.backward = c.take();
   return w;
 }
@@ -969,38 +999,51 @@ EdgeWork head_work(const Model& model, const Plan& plan, std::int64_t gpus_per_n
   const std::int64_t columns = model.vocabulary / c.tp();
   const std::int64_t logits = c.tokens() * columns;
   Chain::Linear head = c.linear("head", c.tokens(), hidden, columns);
-  head.format = NumberFormat::bf16;  // kept in higher precision (V3 report 3.3.1)
+  head.format = c.precision().activations;  // kept in higher precision (V3 report 3.3.1)
   EdgeWork w;
   c.norm_forward("final norm", c.local_tokens(), hidden);
   c.gather_tokens("head gather", hidden, layout);
   c.forward(head);
-  // Log-sum-exp over BF16 logits, then the loss; the gradient overwrites the logits in the backward
-  // pass.
-  c.stream(StreamingKind::cross_entropy, "cross-entropy", kBf16 * logits, kFp32 * c.tokens(), 2);
+  // Log-sum-exp over the logits, then the loss; the gradient overwrites the logits in the backward
+  // pass. Where the vocabulary is split, each rank's largest logit, sum and target go to all in
+  // between.
+  const std::int64_t partial = 3 * kFp32 * c.tokens();
+  if (c.tp() == 1) {
+    c.stream(StreamingKind::cross_entropy, "cross-entropy", c.width() * logits, kFp32 * c.tokens(),
+             2);
+  } else {
+    c.stream(StreamingKind::cross_entropy, "cross-entropy", c.width() * logits, partial);
+    c.collective(CollectiveKind::all_gather, "cross-entropy gather", partial * c.tp(), layout,
+                 GroupKind::tensor);
+    c.stream(StreamingKind::cross_entropy, "cross-entropy loss", partial * c.tp(),
+             kFp32 * c.tokens());
+  }
   w.forward = c.take();
-  c.stream(StreamingKind::cross_entropy, "cross-entropy gradient", kBf16 * logits, kBf16 * logits);
+  c.stream(StreamingKind::cross_entropy, "cross-entropy gradient", c.width() * logits,
+           c.width() * logits);
   c.backward_input(head);
   c.reduce_tokens("head gradient reduce", hidden, layout);
   c.norm_backward("final norm", c.local_tokens(), hidden);
   w.backward = c.take();
   c.backward_weight(head);
   w.weight = c.take();
-  w.memory.saved_bytes = kBf16 * logits + 2 * kBf16 * c.local_tokens() * hidden;
-  w.memory.workspace_bytes = kBf16 * logits;
+  w.memory.saved_bytes = c.width() * logits + 2 * c.width() * c.local_tokens() * hidden;
+  w.memory.workspace_bytes = c.width() * logits;
   return w;
 }
 
-EdgeWork mtp_front_work(const Model& model, const Plan& plan) {
+EdgeWork mtp_front_work(const Model& model, const Plan& plan, std::int64_t gpus_per_node) {
   Chain c(model, plan);
+  const Layout layout(plan.parallelism, gpus_per_node);
   const std::int64_t hidden = model.hidden;
   const std::int64_t t = c.local_tokens();
   const Chain::Linear projection = c.linear("mtp projection", t, 2 * hidden, hidden);
   EdgeWork w;
-  c.stream(StreamingKind::embedding_forward, "mtp embedding", kBf16 * t * hidden,
-           kBf16 * t * hidden);
+  embedding_forward(c, layout, "mtp embedding");
   c.norm_forward("mtp norm hidden", t, hidden);
   c.norm_forward("mtp norm embedding", t, hidden);
-  c.stream(StreamingKind::copy, "mtp concat", 2 * kBf16 * t * hidden, 2 * kBf16 * t * hidden);
+  c.stream(StreamingKind::copy, "mtp concat", 2 * c.width() * t * hidden,
+           2 * c.width() * t * hidden);
   c.quantize("mtp projection input", t, 2 * hidden);
   c.forward(projection);
   w.forward = c.take();
@@ -1010,13 +1053,12 @@ EdgeWork mtp_front_work(const Model& model, const Plan& plan) {
   c.recast("mtp projection input", t, 2 * hidden);
   c.norm_backward("mtp norm hidden", t, hidden);
   c.norm_backward("mtp norm embedding", t, hidden);
-  c.stream(StreamingKind::embedding_backward, "mtp embedding gradient", 3 * kBf16 * t * hidden,
-           2 * kBf16 * t * hidden);
+  embedding_backward(c, layout, "mtp embedding gradient");
   w.backward = c.take();
   c.backward_weight(projection);
   w.weight = c.take();
   w.memory.saved_bytes =
-      bytes_of_elements(2 * t * hidden, plan.precision.saved) + 2 * kBf16 * t * hidden;
+      bytes_of_elements(2 * t * hidden, plan.precision.saved) + 2 * c.width() * t * hidden;
   return w;
 }
 
@@ -1024,23 +1066,44 @@ LayerShard embedding_shard(const Model& model, const Plan& plan) {
   return {.dense = count_parameters(model).embedding / plan.parallelism.tp};
 }
 
-LayerShard head_shard(const Model& model, const Plan& plan) {
-  const std::int64_t final_norm = (model.norm_bias ? 2 : 1) * model.hidden;
-  return {.dense = model.vocabulary * model.hidden / plan.parallelism.tp + final_norm};
+namespace {
+
+/// `elements` that every tensor-parallel rank holds. With sequence parallelism each has the
+/// gradient from its own tokens only.
+std::int64_t summed_over_tokens(const Plan& plan, std::int64_t elements) {
+  return plan.parallelism.tp > 1 && plan.parallelism.sequence_parallel ? elements : 0;
 }
 
-LayerShard mtp_front_shard(const Model& model, const Plan&) {
-  return {.dense = 2 * model.hidden * model.hidden + 3 * model.hidden};
+}  // namespace
+
+LayerShard head_shard(const Model& model, const Plan& plan) {
+  const std::int64_t final_norm = (model.norm_bias ? 2 : 1) * model.hidden;
+  return {.dense = model.vocabulary * model.hidden / plan.parallelism.tp + final_norm,
+          .tensor_summed = summed_over_tokens(plan, final_norm)};
+}
+
+LayerShard mtp_front_shard(const Model& model, const Plan& plan) {
+  const std::int64_t elements = 2 * model.hidden * model.hidden + 3 * model.hidden;
+  return {.dense = elements, .tensor_summed = summed_over_tokens(plan, elements)};
 }
 
 LayerShard layer_shard(const Model& model, const Plan& plan, bool moe) {
   const LayerParameters p = count_layer(model, moe);
   const Parallelism& par = plan.parallelism;
+  std::int64_t latent_down = 0;
+  if (model.attention.mla) {
+    const Mla& m = *model.attention.mla;
+    latent_down = model.hidden * (m.q_lora_rank + m.kv_lora_rank + m.qk_rope_head_dim);
+  }
+  const std::int64_t whole = latent_down + p.norms + p.router;
   LayerShard s;
-  // Latent down-projections and the router are not split over tp; they are small, and counted as
-  // if.
-  s.dense = (p.attention + p.dense_feed_forward + p.shared_experts) / par.tp + p.norms + p.router;
+  s.dense = (p.attention - latent_down + p.dense_feed_forward + p.shared_experts) / par.tp + whole;
   if (moe) s.expert = p.routed_experts / (par.ep * par.expert_tp);
+  s.tensor_summed = summed_over_tokens(plan, whole);
+  // Every rank has other heads, so the gains of their norms are summed in any case.
+  if (par.tp > 1 && s.tensor_summed == 0 && model.attention.qk_norm) {
+    s.tensor_summed = 2 * model.attention.head_dim;
+  }
   return s;
 }
 

@@ -67,14 +67,18 @@ struct EdgeWork {
   Work weight;
   LayerMemory memory;
 };
-EdgeWork embedding_work(const Model& model, const Plan& plan);
+EdgeWork embedding_work(const Model& model, const Plan& plan, std::int64_t gpus_per_node);
 EdgeWork head_work(const Model& model, const Plan& plan, std::int64_t gpus_per_node);
-EdgeWork mtp_front_work(const Model& model, const Plan& plan);
+EdgeWork mtp_front_work(const Model& model, const Plan& plan, std::int64_t gpus_per_node);
 
 /// Parameters of one layer resident on one rank.
 struct LayerShard {
   std::int64_t dense = 0;
   std::int64_t expert = 0;
+  /// Of dense: held whole by every tensor-parallel rank, each of which has a part of the gradient's
+  /// sum (Megatron-LM reduces these apart: finalize_model_grads). Norms, router and latent
+  /// down-projections under sequence parallelism.
+  std::int64_t tensor_summed = 0;
 };
 LayerShard layer_shard(const Model& model, const Plan& plan, bool moe);
 LayerShard embedding_shard(const Model& model, const Plan& plan);

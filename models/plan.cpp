@@ -4,11 +4,35 @@
 
 namespace orrery {
 
+std::string_view name_of(PrecisionKind kind) {
+  switch (kind) {
+    case PrecisionKind::fp32:
+      return "fp32";
+    case PrecisionKind::bf16:
+      return "bf16";
+    case PrecisionKind::fp8_tensor:
+      return "fp8_tensor";
+    case PrecisionKind::fp8_deepseek:
+      return "fp8_deepseek";
+  }
+  return "?";
+}
+
 Precision make_precision(PrecisionKind kind) {
   Precision
       precision;  // the defaults are Megatron-LM's BF16 recipe: 2 + 4 + 4 + 8 = 18 bytes/parameter
   precision.kind = kind;
   switch (kind) {
+    case PrecisionKind::fp32:
+      precision.activations = NumberFormat::fp32;
+      precision.linear = NumberFormat::fp32;
+      precision.saved = NumberFormat::fp32;
+      precision.saved_attention = NumberFormat::fp32;
+      precision.dispatch = NumberFormat::fp32;
+      precision.combine = NumberFormat::fp32;
+      precision.parameter_bytes = 4;
+      precision.master_bytes = 0;
+      return precision;
     case PrecisionKind::bf16:
       return precision;
     case PrecisionKind::fp8_tensor:

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "models/routing.hpp"
@@ -41,10 +42,12 @@ struct StageContents {
 };
 
 /// Number formats of a training recipe.
-enum class PrecisionKind : std::uint8_t { bf16, fp8_tensor, fp8_deepseek };
+enum class PrecisionKind : std::uint8_t { fp32, bf16, fp8_tensor, fp8_deepseek };
+std::string_view name_of(PrecisionKind kind);
 
 struct Precision {
   PrecisionKind kind{};
+  NumberFormat activations = NumberFormat::bf16;  ///< the residual stream and all between kernels
   NumberFormat linear = NumberFormat::bf16;  ///< GEMM inputs of linear layers, all three passes
   NumberFormat saved = NumberFormat::bf16;   ///< linear-layer inputs kept for the weight gradients
   NumberFormat saved_attention = NumberFormat::bf16;  ///< input of the output projection, kept
@@ -59,7 +62,8 @@ struct Precision {
   friend bool operator==(const Precision&, const Precision&) = default;
 };
 
-/// bf16: Megatron-LM's mixed precision; fp8_tensor: Transformer Engine's per-tensor scaling;
+/// fp32: everything, without master weights, for checking numerics; bf16: Megatron-LM's mixed
+/// precision; fp8_tensor: Transformer Engine's per-tensor scaling;
 /// fp8_deepseek: V3 report 3.3 (E4M3 everywhere, 1x128 and 128x128 scales, FP8 cache and dispatch,
 /// E5M6 after attention, BF16 combine and moments).
 Precision make_precision(PrecisionKind kind);

@@ -28,7 +28,9 @@ constexpr std::int64_t kMaxVirtualStages = 1024;
 
 using FormatWords = std::initializer_list<std::pair<std::string_view, NumberFormat>>;
 
-const FormatWords kLinearFormats = {{"bf16", NumberFormat::bf16},
+const FormatWords kActivationFormats = {{"fp32", NumberFormat::fp32}, {"bf16", NumberFormat::bf16}};
+const FormatWords kLinearFormats = {{"fp32", NumberFormat::fp32},
+                                    {"bf16", NumberFormat::bf16},
                                     {"fp8_tensor", NumberFormat::fp8_tensor},
                                     {"fp8_block", NumberFormat::fp8_block}};
 const FormatWords kStoredFormats = {{"fp32", NumberFormat::fp32},
@@ -39,6 +41,7 @@ const FormatWords kStoredFormats = {{"fp32", NumberFormat::fp32},
 const std::initializer_list<std::pair<std::string_view, std::int64_t>> kStateBytes = {
     {"fp32", 4}, {"bf16", 2}, {"fp8", 1}, {"none", 0}};
 const std::initializer_list<std::pair<std::string_view, PrecisionKind>> kRecipes = {
+    {"fp32", PrecisionKind::fp32},
     {"bf16", PrecisionKind::bf16},
     {"fp8_tensor", PrecisionKind::fp8_tensor},
     {"fp8_deepseek", PrecisionKind::fp8_deepseek}};
@@ -224,6 +227,7 @@ class PlanReader {
     } else {
       MapReader map(reader_.at("precision"), problems_, "plan.precision");
       p = make_precision(map.choice<PrecisionKind>("recipe", kRecipes));
+      p.activations = map.choice_or("activations", p.activations, kActivationFormats);
       p.linear = map.choice_or("linear", p.linear, kLinearFormats);
       p.saved = map.choice_or("saved", p.saved, kStoredFormats);
       p.saved_attention = map.choice_or("saved_attention", p.saved_attention, kStoredFormats);
@@ -240,6 +244,14 @@ class PlanReader {
       p.moment_bytes = 2 * map.choice_or<std::int64_t>("moments", p.moment_bytes / 2,
                                                        {{"fp32", 4}, {"bf16", 2}, {"fp8", 1}});
       map.finish();
+      if (!is_fp8(p.linear) && p.linear != p.activations) {
+        problems_.add(
+            where(map, "linear"),
+            fmt::format("linear layers read {}, but activations are {}, and no kernel "
+                        "converts them",
+                        name_of(p.linear), name_of(p.activations)),
+            fmt::format("linear: {} goes with them, or an FP8 format", name_of(p.activations)));
+      }
     }
     if (device_ != nullptr && is_fp8(p.linear) && device_->fp8_flops_per_s == 0) {
       problems_.add(
@@ -851,6 +863,9 @@ Scenario read(const Node& root, const std::string& file, const fs::path& directo
                        scenario.cluster.gpus_per_node, problems);
     }
   }
+  if (reader.has("training")) {
+    scenario.training = read_training(reader.at("training"), directory, problems);
+  }
   reader.finish();
   return scenario;
 }
@@ -878,15 +893,16 @@ std::string layout_yaml(const Parallelism& p) {
 std::string precision_yaml(const Precision& p) {
   const auto bytes = [](std::int64_t b) { return word_for(kStateBytes, b); };
   return fmt::format(
-      "\n    recipe: {}\n    linear: {}\n    saved: {}\n    saved_attention: {}\n    dispatch: {}\n"
+      "\n    recipe: {}\n    activations: {}\n    linear: {}\n    saved: {}\n    saved_attention: "
+      "{}\n    dispatch: {}\n"
       "    combine: {}\n    parameters: {}\n    gradients: {}\n    gradient_sync: {}\n    master: "
       "{}\n"
       "    moments: {}",
-      word_for(kRecipes, p.kind), word_for(kLinearFormats, p.linear),
-      word_for(kStoredFormats, p.saved), word_for(kStoredFormats, p.saved_attention),
-      word_for(kLinearFormats, p.dispatch), word_for(kLinearFormats, p.combine),
-      bytes(p.parameter_bytes), bytes(p.gradient_bytes), bytes(p.gradient_sync_bytes),
-      bytes(p.master_bytes), bytes(p.moment_bytes / 2));
+      word_for(kRecipes, p.kind), word_for(kActivationFormats, p.activations),
+      word_for(kLinearFormats, p.linear), word_for(kStoredFormats, p.saved),
+      word_for(kStoredFormats, p.saved_attention), word_for(kLinearFormats, p.dispatch),
+      word_for(kLinearFormats, p.combine), bytes(p.parameter_bytes), bytes(p.gradient_bytes),
+      bytes(p.gradient_sync_bytes), bytes(p.master_bytes), bytes(p.moment_bytes / 2));
 }
 
 std::string recompute_yaml(const Recompute& r) {
@@ -971,11 +987,14 @@ Scenario read_scenario(const std::string& path) {
 std::string to_yaml(const Scenario& scenario) {
   const std::string folder = fs::path(scenario.file).parent_path().string();
   return fmt::format(
-      "name: {}\nseed: {}\nmodel:\n{}cluster:\n{}plan:\n{}{}", in_quotes(scenario.name),
+      "name: {}\nseed: {}\nmodel:\n{}cluster:\n{}plan:\n{}{}{}", in_quotes(scenario.name),
       scenario.seed, indented(to_yaml(scenario.model)), indented(to_yaml(scenario.cluster, folder)),
       indented(plan_yaml(scenario.plan)),
       scenario.stragglers.empty() ? ""
-                                  : fmt::format("stragglers: {}\n", to_yaml(scenario.stragglers)));
+                                  : fmt::format("stragglers: {}\n", to_yaml(scenario.stragglers)),
+      scenario.training == Training()
+          ? ""
+          : fmt::format("training: {}\n", to_yaml(scenario.training, folder)));
 }
 
 }  // namespace orrery

@@ -11,9 +11,11 @@
 //     layers_per_stage: of all stages in model order (as even as it goes, the longer ones first)
 //     mtp_stage: the stage of the MTP modules (the last)
 //     sequence_length (tokens), micro_batch (1) and global_batch (sequences)
-//     precision: bf16 | fp8_tensor | fp8_deepseek, or {recipe: one of them, and what differs:
-//                linear, saved, saved_attention, dispatch, combine: a number format;
-//                parameters, gradients, gradient_sync, master, moments: fp32, bf16, fp8 or none}
+//     precision: fp32 | bf16 | fp8_tensor | fp8_deepseek, or {recipe: one of them, and what
+//     differs:
+//                activations: fp32 or bf16; linear, saved, saved_attention, dispatch, combine: a
+//                number format; parameters, gradients, gradient_sync, master, moments: fp32, bf16,
+//                fp8 or none}
 //     recompute: none | selective | full | deepseek, or a list of norms, mla_up_projection,
 //                activation and attention_core (none)
 //     communication_sms (0)
@@ -22,6 +24,7 @@
 //              {counts, independent_tokens} | {router: {...}, independent_tokens} (balanced);
 //              models/routing.hpp and models/router.hpp say what each is
 //   stragglers: [{gpu | node | share, slowdown}, {sigma}] (none); models/stragglers.hpp
+//   training: of a step that is executed (defaults); models/training.hpp
 
 #include <cstdint>
 #include <memory>
@@ -31,6 +34,7 @@
 #include "models/model.hpp"
 #include "models/plan.hpp"
 #include "models/stragglers.hpp"
+#include "models/training.hpp"
 #include "sim/cluster.hpp"
 #include "sim/config.hpp"
 #include "sim/fabric.hpp"
@@ -47,7 +51,8 @@ struct Scenario {
   std::shared_ptr<const Fabric> fabric;  ///< null where the cluster names none; large, so shared
   Plan plan;
   Stragglers stragglers;
-  std::uint64_t seed = 0;  ///< of routing and stragglers
+  Training training;
+  std::uint64_t seed = 0;          ///< of routing and stragglers
   std::vector<std::string> notes;  ///< of readers: what was assumed or ignored
 };
 

@@ -482,8 +482,8 @@ class StepBuilder {
       // Only ungrouped exits have ids that run with the slots; a join op restores that.
       return {.ids = join_per_slot(from, cell, exit, stage, micro_batch, phase), .ready = true};
     }
-    const std::int64_t bytes = 2 * plan_.micro_batch_tokens() * scenario_.model.hidden /
-                               (plan_.parallelism.sequence_parallel ? plan_.parallelism.tp : 1);
+    const std::int64_t bytes =
+        activation_bytes() / (plan_.parallelism.sequence_parallel ? plan_.parallelism.tp : 1);
     const ShapeId shape =
         builder_.intern({.work = Send{.bytes = bytes, .same_node = layout_.same_node(from, to)},
                          .label = phase == Phase::pipeline_forward ? "PP(F)" : "PP(B)",
@@ -506,6 +506,12 @@ class StepBuilder {
                    streams, {&exit_op, 1});
     }
     return {.ids = ids, .ready = true};
+  }
+
+  /// Of a micro-batch's tokens, between two layers.
+  std::int64_t activation_bytes() const {
+    return std::llround(bytes_per_element(plan_.precision.activations)) *
+           plan_.micro_batch_tokens() * scenario_.model.hidden;
   }
 
   Ids join_per_slot(int position, const CellTemplate& cell, std::uint32_t exit, int stage,
@@ -582,6 +588,11 @@ class StepBuilder {
     };
     const StageParameters& p = parameters_[static_cast<std::size_t>(stage)];
     const std::int64_t width = plan_.precision.gradient_sync_bytes;
+    for (const int position : positions) {
+      stage_collective(stage, GroupKind::tensor, {position}, CollectiveKind::all_reduce,
+                       p.tensor_summed * width, "tensor-parallel gradients", Phase::gradient_sync,
+                       wait);
+    }
     stage_collective(stage, GroupKind::data, positions, kind, p.dense * width, "dense gradients",
                      Phase::gradient_sync, wait);
     stage_collective(stage, GroupKind::expert_data, positions, kind, p.expert * width,
@@ -595,6 +606,18 @@ class StepBuilder {
     for (int s : held_[static_cast<std::size_t>(position)]) {
       const StageParameters& p = parameters_[static_cast<std::size_t>(s)];
       elements += p.dense + p.expert;
+    }
+    return elements;
+  }
+
+  /// Elements whose gradients are accumulated on this rank.
+  std::int64_t gradient_elements(int position) const {
+    std::int64_t elements = 0;
+    for (int s : held_[static_cast<std::size_t>(position)]) {
+      const StageParameters& p = parameters_[static_cast<std::size_t>(s)];
+      const bool sharded = plan_.parallelism.zero_stage >= 2;
+      elements += p.dense / (sharded ? layout_.group_size(GroupKind::data) : 1) +
+                  p.expert / (sharded ? layout_.group_size(GroupKind::expert_data) : 1);
     }
     return elements;
   }
@@ -638,7 +661,7 @@ class StepBuilder {
                            std::optional<OpId> everyone_after, bool changes_state) {
       every_rank([&](int p, std::int64_t slot) {
         const ShapeId shape =
-            builder_.intern({.work = shape_of(optimizer_elements(p)), .label = label, .sms = 0});
+            builder_.intern({.work = shape_of(p), .label = label, .sms = 0});
         const std::array<StreamId, 2> streams = {
             stream_of(replicas_.rank(p, slot), StreamKind::compute),
             stream_of(replicas_.rank(p, slot), StreamKind::data)};
@@ -653,9 +676,10 @@ class StepBuilder {
     };
     const Precision& precision = plan_.precision;
     local(
-        [](std::int64_t n) {
-          return Streaming{
-              .kind = StreamingKind::reduction, .bytes_read = 4 * n, .bytes_written = 0};
+        [&](int p) {
+          return Streaming{.kind = StreamingKind::reduction,
+                           .bytes_read = 4 * optimizer_elements(p),
+                           .bytes_written = 0};
         },
         "gradient norm", std::nullopt, false);
     streams_.clear();
@@ -673,11 +697,15 @@ class StepBuilder {
     std::optional<OpId> reduced;
     if (par.world() > 1) reduced = builder_.add(OpKind::collective, norm, tag, streams_, {});
     local(
-        [&](std::int64_t n) {
+        [&](int p) {
+          // AdamW on this rank's elements; then all its gradients are cleared for the next step.
+          const std::int64_t n = optimizer_elements(p);
           const std::int64_t state = precision.master_bytes + precision.moment_bytes;
           return Streaming{.kind = StreamingKind::optimizer,
                            .bytes_read = n * (precision.gradient_bytes + state),
-                           .bytes_written = n * (state + precision.parameter_bytes)};
+                           .bytes_written = n * (state + precision.parameter_bytes) +
+                                            gradient_elements(p) * precision.gradient_bytes,
+                           .launches = 2};
         },
         "AdamW", reduced, true);
     if (par.zero_stage == 1 || par.zero_stage == 2) {
@@ -749,7 +777,7 @@ class StepBuilder {
         return workspace;
       };
       // Activations and gradients in flight from and to both neighbours, double-buffered.
-      const std::int64_t message = 2 * plan_.micro_batch_tokens() * scenario_.model.hidden;
+      const std::int64_t message = activation_bytes();
       const std::int64_t buffers = par.pp > 1 ? 2 * (4 * message) : 0;
       for (std::int64_t slot = 0; slot < replicas_.count; ++slot) {
         const RankId rank = replicas_.rank(p, slot);
@@ -809,6 +837,7 @@ StageParameters stage_parameters(const Scenario& scenario, int stage) {
   const auto add = [&](const LayerShard& shard) {
     p.dense += shard.dense;
     p.expert += shard.expert;
+    p.tensor_summed += shard.tensor_summed;
   };
   if (s.embedding) add(embedding_shard(model, plan));
   for (std::int64_t l = s.first_layer; l < s.first_layer + s.layers; ++l) {

@@ -32,6 +32,7 @@ ExpertLoads expert_loads(const Scenario& scenario);
 struct StageParameters {
   std::int64_t dense = 0;   ///< replicated over the data group (sharded over tp)
   std::int64_t expert = 0;  ///< of this rank's experts, replicated over the expert-data group
+  std::int64_t tensor_summed = 0;  ///< LayerShard's
 };
 StageParameters stage_parameters(const Scenario& scenario, int stage);
 

@@ -1,77 +1,13 @@
 #include "reports/json.hpp"
 
 #include <fmt/format.h>
-#include <rapidjson/prettywriter.h>
-#include <rapidjson/stringbuffer.h>
 
-#include <cmath>
+#include "reports/json_object.hpp"
 
 namespace orrery {
 
-namespace {
-
-using Writer = rapidjson::PrettyWriter<rapidjson::StringBuffer>;
-
-/// Key and value in one call. Numbers that JSON cannot write are null.
-class Object {
- public:
-  explicit Object(Writer& writer) : writer_(writer) { writer_.StartObject(); }
-  ~Object() { writer_.EndObject(); }
-  Object(const Object&) = delete;
-  Object& operator=(const Object&) = delete;
-
-  void operator()(std::string_view key, double value) {
-    name(key);
-    if (std::isfinite(value)) {
-      writer_.Double(value);
-    } else {
-      writer_.Null();
-    }
-  }
-  void operator()(std::string_view key, std::int64_t value) {
-    name(key);
-    writer_.Int64(value);
-  }
-  void operator()(std::string_view key, int value) { (*this)(key, std::int64_t{value}); }
-  void operator()(std::string_view key, std::uint64_t value) {
-    name(key);
-    writer_.Uint64(value);
-  }
-  void operator()(std::string_view key, bool value) {
-    name(key);
-    writer_.Bool(value);
-  }
-  void operator()(std::string_view key, std::string_view value) {
-    name(key);
-    writer_.String(value.data(), static_cast<rapidjson::SizeType>(value.size()));
-  }
-  void operator()(std::string_view key, const std::string& value) {
-    (*this)(key, std::string_view(value));
-  }
-  void operator()(std::string_view key, const char* value) {
-    (*this)(key, std::string_view(value));
-  }
-
-  /// A nested value follows.
-  Writer& name(std::string_view key) {
-    writer_.Key(key.data(), static_cast<rapidjson::SizeType>(key.size()));
-    return writer_;
-  }
-
-  template <class Rows, class WriteRow>
-  void array(std::string_view key, const Rows& rows, WriteRow write_row) {
-    name(key);
-    writer_.StartArray();
-    for (const auto& row : rows) write_row(row);
-    writer_.EndArray();
-  }
-
- private:
-  Writer& writer_;
-};
-
-void write_phases(Writer& writer, const PhaseTimes& t) {
-  Object o(writer);
+void write_phases(JsonWriter& writer, const PhaseTimes& t) {
+  JsonObject o(writer);
   o("forward", t.forward);
   o("backward", t.backward);
   o("weight", t.weight);
@@ -81,16 +17,18 @@ void write_phases(Writer& writer, const PhaseTimes& t) {
   o("exposed_communication", t.exposed_communication);
 }
 
-void write_exposed(Writer& writer, const ExposedTimes& times) {
-  Object o(writer);
+namespace {
+
+void write_exposed(JsonWriter& writer, const ExposedTimes& times) {
+  JsonObject o(writer);
   o("expert", times.expert);
   o("tensor", times.tensor);
   o("data", times.data);
   o("pipeline", times.pipeline);
 }
 
-void write_cells(Writer& writer, const CellTimes& t) {
-  Object o(writer);
+void write_cells(JsonWriter& writer, const CellTimes& t) {
+  JsonObject o(writer);
   o("forward", t.forward);
   o("backward", t.backward);
   o("weight", t.weight);
@@ -99,8 +37,8 @@ void write_cells(Writer& writer, const CellTimes& t) {
   o("optimizer", t.optimizer);
 }
 
-void write_rank(Writer& writer, const RankReport& rank) {
-  Object o(writer);
+void write_rank(JsonWriter& writer, const RankReport& rank) {
+  JsonObject o(writer);
   o("rank", std::int64_t{rank.rank});
   o("multiplicity", rank.multiplicity);
   o("position", rank.position);
@@ -110,20 +48,20 @@ void write_rank(Writer& writer, const RankReport& rank) {
   write_exposed(o.name("exposed_by_s"), rank.exposed_s);
   write_cells(o.name("cells_s"), rank.cells_s);
   o.array("cell_durations", rank.cell_durations, [&](const CellDuration& duration) {
-    Object d(writer);
+    JsonObject d(writer);
     d("kind", name_of(duration.kind));
     d("count", duration.count);
     d("mean_s", duration.mean_s);
   });
 }
 
-void write_network(Writer& writer, const NetworkReport& network) {
-  Object o(writer);
+void write_network(JsonWriter& writer, const NetworkReport& network) {
+  JsonObject o(writer);
   o("fidelity", network.flows ? "flows" : "formula");
   o("fabric", network.fabric);
   o("stretched_s", network.stretched_s);
   o.array("tiers", network.tiers, [&](const TierReport& tier) {
-    Object t(writer);
+    JsonObject t(writer);
     t("tier", tier.tier);
     t("links", tier.links);
     t("mean_use", tier.mean_use);
@@ -134,35 +72,35 @@ void write_network(Writer& writer, const NetworkReport& network) {
   });
 }
 
-void write_memory(Writer& writer, const Report& report) {
+void write_memory(JsonWriter& writer, const Report& report) {
   std::int64_t overall = 0;
   for (const RankReport& rank : report.ranks) overall = std::max(overall, rank.memory_peak_bytes);
-  Object o(writer);
+  JsonObject o(writer);
   o("overall", overall);
   o("capacity", report.memory_capacity_bytes);
   o.array("per_stage", report.ranks, [&](const RankReport& rank) {
-    Object m(writer);
+    JsonObject m(writer);
     m("rank", std::int64_t{rank.rank});
     m("position", rank.position);
     m.array("stages", rank.stages, [&](int stage) { writer.Int(stage); });
     m("peak", rank.memory_peak_bytes);
     m("at_s", rank.memory_peak_at_s);
     m("in", rank.memory_peak_in);
-    Object parts(m.name("at_peak"));
+    JsonObject parts(m.name("at_peak"));
     for (std::size_t k = 0; k < kMemoryKinds; ++k) {
       parts(name_of(static_cast<MemoryKind>(k)), rank.memory_at_peak[k]);
     }
   });
 }
 
-void write_isolated(Writer& writer, const IsolatedCell& cell) {
-  Object o(writer);
+void write_isolated(JsonWriter& writer, const IsolatedCell& cell) {
+  JsonObject o(writer);
   o("position", cell.position);
   o("kind", name_of(cell.kind));
   o("what", cell.what);
   o("time_s", cell.time_s);
   o.array("phases", cell.phases, [&](const PhaseSpan& phase) {
-    Object p(writer);
+    JsonObject p(writer);
     p("phase", key_of(phase.phase));
     p("name", name_of(phase.phase));
     p("layers", phase.layers);
@@ -171,8 +109,8 @@ void write_isolated(Writer& writer, const IsolatedCell& cell) {
   });
 }
 
-void write_price(Writer& writer, const PriceRow& row) {
-  Object o(writer);
+void write_price(JsonWriter& writer, const PriceRow& row) {
+  JsonObject o(writer);
   o("label", row.label);
   o("shape", row.shape);
   o("count", row.count);
@@ -186,8 +124,8 @@ void write_price(Writer& writer, const PriceRow& row) {
   o("note", row.note);
 }
 
-void write_report(Writer& writer, const Report& report, const JsonOptions& options) {
-  Object o(writer);
+void write_report(JsonObject& o, const Report& report, const JsonOptions& options) {
+  JsonWriter& writer = o.writer();
   o("schema_version", kReportSchemaVersion);
   o("scenario", report.scenario);
   o("plan", report.plan);
@@ -210,7 +148,7 @@ void write_report(Writer& writer, const Report& report, const JsonOptions& optio
   write_network(o.name("network"), report.network);
   write_memory(o.name("memory_peak_bytes"), report);
   o.array("critical_path", report.critical_path_s, [&](const auto& item) {
-    Object c(writer);
+    JsonObject c(writer);
     c("phase", item.first);
     c("time_s", item.second);
   });
@@ -221,7 +159,7 @@ void write_report(Writer& writer, const Report& report, const JsonOptions& optio
     writer.String(text.c_str(), static_cast<rapidjson::SizeType>(text.size()));
   });
   o("fingerprint", fmt::format("{:016x}", report.fingerprint));
-  Object engine(o.name("engine"));
+  JsonObject engine(o.name("engine"));
   engine("operations", report.engine.operations);
   engine("events", report.engine.events);
   engine("ranks_simulated", report.engine.ranks_simulated);
@@ -282,11 +220,7 @@ std::string_view key_of(Phase phase) {
 }
 
 std::string to_json(const Report& report, const JsonOptions& options) {
-  rapidjson::StringBuffer buffer;
-  Writer writer(buffer);
-  writer.SetIndent(' ', 2);
-  write_report(writer, report, options);
-  return std::string(buffer.GetString(), buffer.GetSize()) + "\n";
+  return json_document([&](JsonObject& o) { write_report(o, report, options); });
 }
 
 }  // namespace orrery

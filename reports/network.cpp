@@ -1,13 +1,12 @@
 #include "reports/network.hpp"
 
 #include <fmt/format.h>
-#include <rapidjson/prettywriter.h>
-#include <rapidjson/stringbuffer.h>
 
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
 
+#include "reports/json_object.hpp"
 #include "reports/terminal.hpp"
 #include "sim/collective_flows.hpp"
 #include "sim/exchange.hpp"
@@ -231,89 +230,58 @@ std::string exchange_table(const NetworkAnswer& a) {
   return out + format_table(cells, "rrrrl");
 }
 
-class Json {
- public:
-  explicit Json(rapidjson::StringBuffer& buffer) : w_(buffer) { w_.SetIndent(' ', 2); }
-
-  template <class Body>
-  void object(Body body) {
-    w_.StartObject();
-    body();
-    w_.EndObject();
-  }
-  void key(std::string_view k) { w_.Key(k.data(), static_cast<rapidjson::SizeType>(k.size())); }
-  void operator()(std::string_view k, double v) {
-    key(k);
-    w_.Double(v);
-  }
-  void operator()(std::string_view k, std::int64_t v) {
-    key(k);
-    w_.Int64(v);
-  }
-  void operator()(std::string_view k, bool v) {
-    key(k);
-    w_.Bool(v);
-  }
-  void operator()(std::string_view k, std::string_view v) {
-    key(k);
-    w_.String(v.data(), static_cast<rapidjson::SizeType>(v.size()));
-  }
-  rapidjson::PrettyWriter<rapidjson::StringBuffer>& writer() { return w_; }
-
- private:
-  rapidjson::PrettyWriter<rapidjson::StringBuffer> w_;
-};
-
-void write(Json& json, std::string_view name, const LinkRate& link, double peak) {
-  json.key(name);
-  json.object([&] {
-    json("bandwidth_bytes_per_s", link.bandwidth_bytes_per_s);
-    json("peak_bytes_per_s", peak);
-    json("latency_s", link.latency_s);
-    json("source", std::string_view(link.source));
-  });
+void write(JsonWriter& writer, const LinkRate& link, double peak) {
+  JsonObject o(writer);
+  o("bandwidth_bytes_per_s", link.bandwidth_bytes_per_s);
+  o("peak_bytes_per_s", peak);
+  o("latency_s", link.latency_s);
+  o("source", link.source);
 }
 
-void write(Json& json, const Cluster& c) {
-  json.key("cluster");
-  json.object([&] {
-    json("name", std::string_view(c.name));
-    json("nodes", c.nodes);
-    json("gpus_per_node", c.gpus_per_node);
-    write(json, "nvlink", c.nvlink, c.nvlink_peak_bytes_per_s);
-    if (c.nic.bandwidth_bytes_per_s > 0) write(json, "nic", c.nic, c.nic_peak_bytes_per_s);
-    json("nvls", c.nvls);
-    json("spread", c.collectives.spread);
-    if (c.nodes > 1) json("nic_spread", c.collectives.nic_spread);
-    json("collectives_source", std::string_view(c.collectives.source));
-  });
+void write(JsonWriter& writer, const Cluster& c) {
+  JsonObject o(writer);
+  o("name", c.name);
+  o("nodes", c.nodes);
+  o("gpus_per_node", c.gpus_per_node);
+  write(o.name("nvlink"), c.nvlink, c.nvlink_peak_bytes_per_s);
+  if (c.nic.bandwidth_bytes_per_s > 0) write(o.name("nic"), c.nic, c.nic_peak_bytes_per_s);
+  o("nvls", c.nvls);
+  o("spread", c.collectives.spread);
+  if (c.nodes > 1) o("nic_spread", c.collectives.nic_spread);
+  o("collectives_source", c.collectives.source);
 }
 
-void write(Json& json, std::string_view name, const NcclTiming& t) {
-  json.key(name);
-  json.object([&] {
-    json("time", t.time_us);
-    json("alg_bw", t.algbw_gbps);
-    json("bus_bw", t.busbw_gbps);
-    json.key("nwrong");
-    if (t.wrong) {
-      json.writer().Int64(*t.wrong);
-    } else {
-      json.writer().Null();
-    }
-  });
+void write(JsonWriter& writer, const NcclTiming& t) {
+  JsonObject o(writer);
+  o("time", t.time_us);
+  o("alg_bw", t.algbw_gbps);
+  o("bus_bw", t.busbw_gbps);
+  if (t.wrong) {
+    o("nwrong", *t.wrong);
+  } else {
+    o.null("nwrong");
+  }
 }
 
-void write(Json& json, const NcclRow& row) {
-  json.object([&] {
-    json("size", row.size_bytes);
-    json("count", row.count);
-    json("type", std::string_view(row.type));
-    json("redop", std::string_view(row.redop));
-    json("root", std::string_view(fmt::to_string(row.root)));
-    if (row.out_of_place) write(json, "out_of_place", *row.out_of_place);
-    if (row.in_place) write(json, "in_place", *row.in_place);
-  });
+void write(JsonWriter& writer, const NcclRow& row) {
+  JsonObject o(writer);
+  o("size", row.size_bytes);
+  o("count", row.count);
+  o("type", row.type);
+  o("redop", row.redop);
+  o("root", fmt::to_string(row.root));
+  if (row.out_of_place) write(o.name("out_of_place"), *row.out_of_place);
+  if (row.in_place) write(o.name("in_place"), *row.in_place);
+}
+
+void write(JsonWriter& writer, const ExchangeRow& row) {
+  JsonObject o(writer);
+  o("tokens", row.tokens);
+  o("time_us", row.time_us);
+  o("logical_gb_per_s", row.logical_gbps);
+  o("spread", row.price.spread);
+  o("source", name_of(row.price.source));
+  o("extrapolated", row.price.extrapolated);
 }
 
 }  // namespace
@@ -433,52 +401,34 @@ std::string to_terminal(const NetworkAnswer& a) {
 }
 
 std::string to_json(const NetworkAnswer& a) {
-  rapidjson::StringBuffer buffer;
-  Json json(buffer);
-  json.object([&] {
-    write(json, a.cluster);
+  return json_document([&](JsonObject& o) {
+    const auto text = [&](const std::string& line) { o.writer().String(line.c_str()); };
+    write(o.name("cluster"), a.cluster);
     if (!a.table && !a.exchange) return;
-    json("ranks", a.question.ranks);
-    json("ranks_per_node", a.question.ranks_per_node);
-    json.key("remarks");
-    json.writer().StartArray();
-    for (const std::string& remark : a.remarks) json.writer().String(remark.c_str());
-    json.writer().EndArray();
+    o("ranks", a.question.ranks);
+    o("ranks_per_node", a.question.ranks_per_node);
+    o.array("remarks", a.remarks, text);
     if (a.exchange) {
       const ExpertExchange& e = *a.exchange;
-      json("operation", std::string_view(e.combine ? "combine" : "dispatch"));
-      json("format", name_of(e.format));
-      json("hidden", e.hidden);
-      json("top_k", e.top_k);
-      json("experts", e.experts);
-      json("node_limit", e.node_limit);
-      json("sms", std::int64_t{a.sms});
+      o("operation", e.combine ? "combine" : "dispatch");
+      o("format", name_of(e.format));
+      o("hidden", e.hidden);
+      o("top_k", e.top_k);
+      o("experts", e.experts);
+      o("node_limit", e.node_limit);
+      o("sms", a.sms);
     } else {
-      json("operation", name_of(a.table->op));
+      o("operation", name_of(a.table->op));
       // nccl-tests' own place for it, for those that read its files
-      json.key("args");
-      json.writer().StartArray();
-      json.writer().String(fmt::format("{}_perf", name_of(a.table->op)).c_str());
-      json.writer().EndArray();
+      o.array("args", std::vector{fmt::format("{}_perf", name_of(a.table->op))}, text);
     }
-    json.key("results");
-    json.writer().StartArray();
+    const auto row = [&](const auto& r) { write(o.writer(), r); };
     if (a.table) {
-      for (const NcclRow& row : a.table->rows) write(json, row);
+      o.array("results", a.table->rows, row);
+    } else {
+      o.array("results", a.rows, row);
     }
-    for (const ExchangeRow& row : a.rows) {
-      json.object([&] {
-        json("tokens", row.tokens);
-        json("time_us", row.time_us);
-        json("logical_gb_per_s", row.logical_gbps);
-        json("spread", row.price.spread);
-        json("source", name_of(row.price.source));
-        json("extrapolated", row.price.extrapolated);
-      });
-    }
-    json.writer().EndArray();
   });
-  return std::string(buffer.GetString(), buffer.GetSize()) + "\n";
 }
 
 }  // namespace orrery

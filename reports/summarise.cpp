@@ -90,11 +90,8 @@ std::string describe_plan(const Plan& plan) {
   const Parallelism& p = plan.parallelism;
   std::string text = fmt::format("TP{} CP{} PP{} DP{} EP{}", p.tp, p.cp, p.pp, p.dp, p.ep);
   if (p.expert_tp > 1) text += fmt::format(" ETP{}", p.expert_tp);
-  const std::string_view precision = plan.precision.kind == PrecisionKind::bf16 ? "bf16"
-                                     : plan.precision.kind == PrecisionKind::fp8_tensor
-                                         ? "fp8_tensor"
-                                         : "fp8_deepseek";
-  return text + fmt::format(" ZeRO-{}, {}, {}", p.zero_stage, name_of(plan.schedule), precision);
+  return text + fmt::format(" ZeRO-{}, {}, {}", p.zero_stage, name_of(plan.schedule),
+                            name_of(plan.precision.kind));
 }
 
 /// On all GPUs, by shape.

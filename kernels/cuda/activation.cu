@@ -35,6 +35,12 @@ __device__ __forceinline__ float gelu_slope(float x) {
   return 0.5F * (1.0F + erff(x * 0.70710678118654752F)) + x * density;
 }
 
+/// 0 for rows of padding, and where there is nothing.
+__device__ __forceinline__ float weight_of(const float* weights, std::int64_t row, int count) {
+  if (count <= 0) return 0;
+  return weights == nullptr ? 1.0F : weights[row];
+}
+
 template <Activation kKind, Access kAccess>
 __global__ void __launch_bounds__(kBlock, 1)
     activation_forward(const __grid_constant__ ForwardJob job) {
@@ -59,8 +65,8 @@ __global__ void __launch_bounds__(kBlock, 1)
         const Place at = place_of(index, job.tiles);
         const int count = there && at.column < width ? octet_count(width, at.column) : 0;
         float y[kOctet] = {};
-        if (count > 0) {
-          const float weight = job.row_weight == nullptr ? 1.0F : job.row_weight[at.row];
+        const float weight = weight_of(job.row_weight, at.row, count);
+        if (weight != 0) {
           float x[kOctet];
           decode<Formats::plain>(gate[b], job.in.format, x);
           if (kGated) decode<Formats::plain>(up[b], job.in.format, y);
@@ -79,9 +85,9 @@ __global__ void __launch_bounds__(kBackwardBlock, 1)
   constexpr bool kGated = kKind == Activation::swiglu;
   const std::int64_t width = job.d_out.columns;
   const std::int64_t octets = octets_of(rows_in_use(job.used_rows, job.d_out.rows), job.tiles);
-  Raw gate;
-  Raw up;
-  Raw slope;
+  Raw gate{};
+  Raw up{};
+  Raw slope{};
   stream<1>(
       octets,
       [&](int, std::int64_t index) {
@@ -99,7 +105,12 @@ __global__ void __launch_bounds__(kBackwardBlock, 1)
         const int count = there && at.column < width ? octet_count(width, at.column) : 0;
         float y[kOctet] = {};
         if (count > 0) {
-          const float weight = job.row_weight == nullptr ? 1.0F : job.row_weight[at.row];
+          const float weight = weight_of(job.row_weight, at.row, count);
+          if (weight == 0) {  // whatever is in there
+            gate = Raw{};
+            up = Raw{};
+            slope = Raw{};
+          }
           float d[kOctet];
           decode<Formats::plain>(slope, job.d_out.format, d);
           float x[kOctet];

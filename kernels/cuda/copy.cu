@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(kBlock, 1) add(const __grid_constant__ AddJob 
     const Place at = place_of(index, job.tiles);
     if (at.column >= job.out.columns) continue;
     const int count = octet_count(job.out.columns, at.column);
-    Raw raw[4];
+    Raw raw[4] = {};
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       if (job.terms[i].data != nullptr) {
@@ -188,7 +188,7 @@ __global__ void __launch_bounds__(kBlock, 1) unpermute(const __grid_constant__ U
     constexpr int kBatch = 4;  // rows on their way
     for (std::int64_t first = 0; first < job.top_k; first += kBatch) {
       std::int32_t row[kBatch];
-      Raw raw[kBatch];
+      Raw raw[kBatch] = {};
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) row[i] = first + i < job.top_k ? slots[first + i] : -1;
 #pragma unroll

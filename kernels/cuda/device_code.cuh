@@ -288,7 +288,7 @@ __device__ __forceinline__ float scale_of(float largest, Format format) {
   return ldexpf(1.0F, fraction == 0.5F ? exponent - 1 : exponent);
 }
 
-/// Divides by one number many times: one reciprocal, then a product and a step of Newton's method on
+/// Divides by one positive number many times: one reciprocal, then a product and a step of Newton's method on
 /// the quotient, which rounds as a division does (Markstein, IBM J. Res. Dev. 34 (1990), 111). Where
 /// the remainder could be too small for a normal number, it divides.
 struct Divisor {
@@ -304,7 +304,8 @@ struct Divisor {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
       const float quotient = x[i] * inverse;
-      x[i] = fmaf(fmaf(-quotient, value, x[i]), inverse, quotient);
+      // The sum loses the sign of a zero.
+      x[i] = copysignf(fmaf(fmaf(-quotient, value, x[i]), inverse, quotient), x[i]);
     }
   }
 };

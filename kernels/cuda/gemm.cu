@@ -4,16 +4,6 @@
 
 namespace orrery::kernels::cuda {
 
-void launch_own(const Gemm& call, const GemmPlan& plan, const LaunchContext& context) {
-  if (plan.path == GemmPath::plain) {
-    launch_plain(call, plan, context);
-  } else if (call.a.format == Format::e4m3) {
-    launch_hopper_fp8(call, plan, context);
-  } else {
-    launch_hopper_bf16(call, plan, context);
-  }
-}
-
 void launch(const Gemm& call, const LaunchContext& context) {
   if (call.d.rows == 0 || call.d.columns == 0) return;
   const GemmDevice device{context.sms, context.limits.shared_bytes_per_block,

@@ -330,8 +330,10 @@ __device__ __forceinline__ void multiply_fp8(const HopperArguments& args, const 
         const std::uint32_t of_columns =
             ring.base + kLayout.scale_b_at(ring.stage) + me.lane % 4 * 2 * 4;
 #pragma unroll
-        for (int i = 0; i < kSums / 2; ++i) {
-          scale_columns[i] = load_shared(of_columns + (i / 2 * 8 + i % 2) * 4);
+        for (int i = 0; i < kSums / 4; ++i) {
+          const float2 pair = load_shared_pair(of_columns + i * 8 * 4);
+          scale_columns[2 * i] = pair.x;
+          scale_columns[2 * i + 1] = pair.y;
         }
       }
 #pragma unroll
@@ -561,6 +563,8 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
   Ring ring{(shared_address(dynamic_shared()) + kSwizzleBytes - 1) / kSwizzleBytes * kSwizzleBytes};
 
   if (threadIdx.x == 0) {
+    prefetch_map(&args.a);
+    prefetch_map(&args.b);
     for (Ring r = ring; r.parity == 0; r.advance<Traits>()) {
       init_barrier(r.full<Traits>(), 1);
       init_barrier(r.empty<Traits>(), cluster * kConsumerWarps);

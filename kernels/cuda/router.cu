@@ -190,9 +190,9 @@ __global__ void __launch_bounds__(kBlock, 1)
     along = warp_sum(along);
     const float inverse = job.normalise ? 1.0F / score_sum : 1.0F;
     const float mean = job.normalise ? along * inverse : 0.0F;
-    // sum over the chosen of d_s s, with d_s = scale (d_weight - mean) inverse
-    const float softmax_mean =
-        job.sigmoid ? 0.0F : job.scale * inverse * (along - mean * score_sum);
+    // Sum over the chosen of d_s s, with d_s = scale (d_weight - mean) inverse: nothing if
+    // normalised.
+    const float softmax_mean = job.sigmoid || job.normalise ? 0.0F : job.scale * along;
     for (int e = lane; e < experts; e += 32) {
       store_one(job.d_logits, token, e, job.sigmoid ? 0.0F : -scores[e] * softmax_mean);
     }

@@ -41,6 +41,10 @@ inline uint4 make_uint4(std::uint32_t x, std::uint32_t y, std::uint32_t z, std::
 inline float4 make_float4(float x, float y, float z, float w) {
   return {x, y, z, w};
 }
+struct float2 {
+  float x, y;
+};
+inline float2 make_float2(float x, float y) { return {x, y}; }
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
   dim3() = default;
@@ -51,12 +55,24 @@ inline dim3 gridDim, blockDim, blockIdx, threadIdx;
 
 namespace emulator {
 
-/// Runs body() as every thread of every block.
-void run(dim3 grid, dim3 block, std::size_t shared_bytes, const std::function<void()>& body);
+/// Runs body() as every thread of every block; the blocks of a cluster run together.
+void run(dim3 grid, dim3 block, std::size_t shared_bytes, const std::function<void()>& body,
+         unsigned cluster = 1);
 /// The order in which blocks, and threads of a block, get their turns.
 inline bool backwards = false;
 
+/// Called when all threads have had a turn; returns whether it did something. Empty: there is nothing.
+inline std::function<bool()> between_turns;
+
 void named_barrier(int id, int threads);
+void wait_until(const std::function<bool()>& condition);
+void cluster_barrier();
+unsigned rank_in_cluster();
+/// Whether all threads of a block of the cluster have returned.
+bool has_left(unsigned rank);
+/// Dynamic shared memory of a block of the cluster.
+unsigned char* shared_of(unsigned rank);
+std::size_t shared_bytes();
 unsigned char* dynamic_shared();
 /// Everybody's bits, after all 32 lanes of the warp have come here.
 const std::uint64_t* exchange(std::uint64_t bits);
@@ -156,6 +172,10 @@ inline int __float2int_rn(float value) {
   return static_cast<int>(std::lrintf(value));
 }
 template <class T>
+T __ldg(const T* from) {
+  return *from;
+}
+template <class T>
 T min(T a, T b) {
   return b < a ? b : a;
 }
@@ -172,17 +192,27 @@ using cudaStream_t = struct EmulatedStream*;
 enum cudaError_t { cudaSuccess = 0 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 
+enum cudaLaunchAttributeID { cudaLaunchAttributeClusterDimension = 4 };
+struct cudaLaunchAttribute {
+  cudaLaunchAttributeID id;
+  struct {
+    dim3 clusterDim;
+  } val;
+};
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
   std::size_t dynamicSmemBytes = 0;
   cudaStream_t stream = nullptr;
+  cudaLaunchAttribute* attrs = nullptr;
+  unsigned numAttrs = 0;
 };
 
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
   emulator::run(config->gridDim, config->blockDim, config->dynamicSmemBytes,
-                [&] { kernel(Parameters(arguments)...); });
+                [&] { kernel(Parameters(arguments)...); },
+                config->numAttrs > 0 ? config->attrs[0].val.clusterDim.x : 1);
   return cudaSuccess;
 }
 template <class Kernel>

@@ -1,5 +1,5 @@
-// The CUDA device on a GPU. Each test skips itself, with the reason, where there is none; it fails if
-// the environment has ORRERY_NEEDS_GPU.
+// The CUDA device on a GPU. Each test skips itself, with the reason, where there is none; it fails
+// if the environment has ORRERY_NEEDS_GPU.
 
 #include <gtest/gtest.h>
 
@@ -18,9 +18,12 @@
 #include <variant>
 #include <vector>
 
+#include "../emulated/streaming_cases.hpp"
 #include "kernels/call.hpp"
 #include "kernels/device.hpp"
 #include "kernels/profiler.hpp"
+#include "kernels/reference/reference.hpp"
+#include "tests/kernels/call_cases.hpp"
 
 namespace orrery::kernels {
 namespace {
@@ -273,6 +276,54 @@ TEST_F(Gpu, CountsTheBytesOfACopy) {
   // The last-level cache keeps some tens of MB of what is written.
   EXPECT_NEAR(counted[0] / all, 1, 0.1);
   EXPECT_NEAR(counted[1] / all, 1, 0.1);
+}
+
+// ---------------------------------------------------------------------------------------------
+// Calls against the reference, with all SMs and with some.
+
+class GpuCalls : public Gpu {};
+class GpuStreaming : public Gpu, public testing::WithParamInterface<streaming::Family> {};
+
+TEST_P(GpuStreaming, IsAsTheReference) {
+  const StreamHandle stream = device().create_stream();
+  char* const there = allocate<char>(streaming::Arena::kBytes);
+  std::uint32_t seed = 0;
+  for (const auto& make : GetParam().cases()) {
+    for (const int sms : {0, 20}) {
+      streaming::Arena wanted(++seed);
+      const Call call = make(wanted);
+      streaming::Arena got = wanted.copy(there);
+      const Call call_there = make(got);
+      reference::run(call);
+      device().upload(there, got.data(), streaming::Arena::kBytes);
+      device().enqueue(stream, call_there, sms);
+      device().synchronize();
+      device().download(got.data(), there, streaming::Arena::kBytes);
+      EXPECT_EQ(wanted.differences(got), "") << describe(call) << " on " << sms << " SMs";
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Calls, GpuStreaming, testing::ValuesIn(streaming::families()),
+                         [](const auto& family) { return family.param.name; });
+
+TEST_F(GpuCalls, OfAllKindsAreAsTheReference) {
+  // Sums of tensor cores, and probabilities that are rounded: see DeviceTolerance.
+  const DeviceTolerance tolerance{.e4m3_product = 0x1p-13, .bf16_attention = 0x1p-8};
+  const StreamHandle stream = device().create_stream();
+  for (const CallCase& test : call_cases()) {
+    CaseResult last;
+    for (const int sms : {0, 0, 20}) {
+      const CaseResult result = run_case(test, device(), stream, 11, tolerance, sms);
+      for (const std::string& problem : result.problems) {
+        ADD_FAILURE() << test.name << " on " << sms << " SMs: " << problem;
+      }
+      if (sms == 0 && !last.results.empty()) {
+        EXPECT_TRUE(result.results == last.results) << test.name << ": two runs differ";
+      }
+      last = result;
+    }
+  }
 }
 
 // ---------------------------------------------------------------------------------------------

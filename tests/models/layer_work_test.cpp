@@ -291,5 +291,87 @@ TEST(LayerWork, FullRecomputationKeepsTheInputOnly) {
       gemm_flops(w.attn_forward, Pass::forward) + gemm_flops(w.mlp_forward, Pass::forward));
 }
 
+const Collective* find_collective(const Work& work, const std::string& label) {
+  for (const WorkItem& item : work) {
+    if (item.shape.label == label) return std::get_if<Collective>(&item.shape.work);
+  }
+  return nullptr;
+}
+
+// Megatron-LM splits the vocabulary: partial rows of the embedding are added up and scattered over
+// the sequence, and the loss needs three numbers of each rank for each token (the largest logit,
+// the sum of exponentials, the target's logit).
+TEST(LayerWork, TensorParallelRanksAddUpWhatTheyHaveOfTheVocabulary) {
+  const Model model = deepseek_v3();
+  Plan plan = deepseek_plan();
+  plan.parallelism = {.tp = 4, .dp = 2};
+  plan.precision = make_precision(PrecisionKind::bf16);
+  const EdgeWork embedding = embedding_work(model, plan, 8);
+  const Collective* reduce = find_collective(embedding.forward, "embedding reduce");
+  ASSERT_NE(reduce, nullptr);
+  EXPECT_EQ(reduce->kind, CollectiveKind::reduce_scatter);
+  EXPECT_EQ(reduce->bytes, 2 * 4096 * 7168);
+  const Collective* gather = find_collective(embedding.backward, "embedding gradient gather");
+  ASSERT_NE(gather, nullptr);
+  EXPECT_EQ(gather->kind, CollectiveKind::all_gather);
+  const Collective* loss =
+      find_collective(head_work(model, plan, 8).forward, "cross-entropy gather");
+  ASSERT_NE(loss, nullptr);
+  EXPECT_EQ(loss->bytes, 4 * 4096 * 3 * 4);
+  plan.parallelism.sequence_parallel = false;
+  reduce = nullptr;
+  const EdgeWork replicated = embedding_work(model, plan, 8);
+  reduce = find_collective(replicated.forward, "embedding reduce");
+  ASSERT_NE(reduce, nullptr);
+  EXPECT_EQ(reduce->kind, CollectiveKind::all_reduce);
+  EXPECT_EQ(find_collective(replicated.backward, "embedding gradient gather"), nullptr);
+}
+
+// With sequence parallelism norms, the router (its 256 biases too) and the latent down-projections
+// see a part of the tokens on each rank, so that their gradients are partial sums. They are not
+// split.
+TEST(LayerWork, TensorParallelRanksSumGradientsOfWhatTheyAllHold) {
+  const Model model = deepseek_v3();
+  Plan plan = deepseek_plan();
+  plan.parallelism = {.tp = 4, .dp = 2};
+  const std::int64_t down = 7168 * (1536 + 512 + 64);
+  const std::int64_t norms = 2 * 7168 + 1536 + 512;
+  const std::int64_t router = 256 * 7168 + 256;
+  EXPECT_EQ(layer_shard(model, plan, true).tensor_summed, down + norms + router);
+  EXPECT_EQ(layer_shard(model, plan, false).tensor_summed, down + norms);
+  const std::int64_t split = 1536 * 24576 + 512 * 32768 + 16384 * 7168 + 3 * 7168 * 18432;
+  EXPECT_EQ(layer_shard(model, plan, false).dense, split / 4 + down + norms);
+  plan.parallelism.sequence_parallel = false;
+  EXPECT_EQ(layer_shard(model, plan, true).tensor_summed, 0);
+  plan.parallelism = {.dp = 8};
+  EXPECT_EQ(layer_shard(model, plan, true).tensor_summed, 0);
+}
+
+// FP32 has twice the bytes of BF16 wherever a kernel reads or writes activations, and nothing is
+// quantised.
+TEST(LayerWork, FullPrecisionMovesTwiceTheBytesOfHalf) {
+  const Model model = deepseek_v3();
+  Plan plan = deepseek_plan();
+  plan.parallelism = {.dp = 8};
+  plan.recompute = {};
+  plan.precision = make_precision(PrecisionKind::bf16);
+  const LayerWork half = transformer_layer(model, plan, 8, false);
+  plan.precision = make_precision(PrecisionKind::fp32);
+  const LayerWork full = transformer_layer(model, plan, 8, false);
+  ASSERT_EQ(half.attn_backward.size(), full.attn_backward.size());
+  for (std::size_t i = 0; i < half.attn_backward.size(); ++i) {
+    const Shape& h = half.attn_backward[i].shape;
+    const Shape& f = full.attn_backward[i].shape;
+    EXPECT_EQ(h.label, f.label);
+    if (const auto* s = std::get_if<Streaming>(&h.work)) {
+      EXPECT_EQ(std::get<Streaming>(f.work).bytes_read, 2 * s->bytes_read) << h.label;
+      EXPECT_EQ(std::get<Streaming>(f.work).bytes_written, 2 * s->bytes_written) << h.label;
+    } else if (std::holds_alternative<Gemm>(h.work)) {
+      EXPECT_EQ(std::get<Gemm>(f.work).inputs, NumberFormat::fp32);
+      EXPECT_EQ(flops_of(f), flops_of(h));
+    }
+  }
+}
+
 }  // namespace
 }  // namespace orrery

@@ -65,6 +65,7 @@ void expect_equal(const Scenario& a, const Scenario& b) {
   EXPECT_EQ(a.profile.name, b.profile.name);
   EXPECT_TRUE(a.plan == b.plan);
   EXPECT_TRUE(a.stragglers == b.stragglers);
+  EXPECT_TRUE(a.training == b.training);
 }
 
 TEST(Scenario, ShippedOnesReadBackToThemselves) {
@@ -128,6 +129,18 @@ TEST(Scenario, EveryFieldOfAPlanReadsBack) {
   plan.communication_sms = 7;
   scenario.stragglers = {SlowGpu{17, 1.25}, SlowNode{3, 1.5}, SlowShare{0.01, 1.05},
                          SpeedSpread{0.02}};
+  scenario.training = {.text = kScenarios + "/models/deepseek_v3.yaml",
+                       .norm_epsilon = 1e-5,
+                       .rope_theta = 5e5,
+                       .routed_scale = 2.5,
+                       .mtp_weight = 0.125,
+                       .initial_deviation = 0.006,
+                       .learning_rate = 2.2e-4,
+                       .beta1 = 0.875,
+                       .beta2 = 0.9375,
+                       .weight_decay = 0,
+                       .clip_norm = 0.5,
+                       .adam_epsilon = 1e-15};
   RouterDynamics router;
   router.steps = 7;
   router.sequences = 5;
