@@ -39,22 +39,21 @@ std::string why_not_vectors(const std::vector<Operand>& operands) {
 }
 
 /// What holds for forward and backward alike.
-std::string why_not_fused(const AttentionShape& shape, const std::vector<Operand>& operands,
-                          const AttentionDevice& device) {
+std::string why_not_fused(const std::vector<Operand>& operands, const AttentionDevice& device) {
   if (device.compute_capability != 90) return "the GPU is not of compute capability 9.0";
-  if (shape.query_positions != nullptr) return "query_positions: its mask has no table";
-  if (shape.causal && shape.q_len > shape.kv_len) return "queries that see no key";
   return why_not_vectors(operands);
 }
 
 std::string why_not_cudnn(const AttentionShape& shape, const std::vector<Operand>& operands,
                           const AttentionDevice& device) {
-  if (!device.cudnn) return "built without cuDNN";
+  if (!device.cudnn) return "it is not there";
+  if (shape.query_positions != nullptr) return "query_positions: its mask has no table";
+  if (shape.causal && shape.q_len > shape.kv_len) return "queries that see no key";
   if (shape.d_qk % 8 != 0 || shape.d_v % 8 != 0) return "head dimensions not a multiple of 8";
   if (shape.d_qk > 256 || shape.d_v > 256) return "head dimensions beyond 256";
   if (shape.q_len == 1 && shape.kv_len == 1) return "one query and one key";
   if (device.sms < device.all_sms) return "its engines cannot be kept to some of the SMs";
-  return why_not_fused(shape, operands, device);
+  return why_not_fused(operands, device);
 }
 
 std::string why_not_tensor_cores(const AttentionShape& shape, const std::vector<Operand>& operands,
@@ -62,8 +61,11 @@ std::string why_not_tensor_cores(const AttentionShape& shape, const std::vector<
   const bool known = (shape.d_qk == 192 && shape.d_v == 128) ||
                      (shape.d_qk == shape.d_v && (shape.d_qk == 64 || shape.d_qk == 128));
   if (!known) return "head dimensions other than 192/128, 128/128 and 64/64";
+  if (shape.query_positions != nullptr && attention_table_bytes(shape) > device.workspace_bytes) {
+    return "query_positions: the stream's workspace has no room for what queries see";
+  }
   if (!(shape.scale > 0)) return "a scale that is not positive";  // it looks for the largest before
-  return why_not_fused(shape, operands, device);
+  return why_not_fused(operands, device);
 }
 
 /// Same formats throughout, fp32 or bf16.
@@ -81,6 +83,11 @@ std::string why_not_cuda_cores(const AttentionShape& shape, const std::vector<Op
     }
   }
   return {};
+}
+
+std::string why_not_workspace(const void* workspace) {
+  const bool aligned = reinterpret_cast<std::uintptr_t>(workspace) % 16 == 0;
+  return aligned ? "" : "the workspace does not begin at a multiple of 16 bytes";
 }
 
 template <class CallType>
@@ -128,6 +135,7 @@ std::string why_not(AttentionKernel kernel, const AttentionBackward& call,
   switch (kernel) {
     case AttentionKernel::cudnn: {
       std::string why = why_not_cudnn(call.shape, operands, device);
+      if (why.empty()) why = why_not_workspace(call.workspace);
       if (!why.empty()) return why;
       const std::int64_t bytes =
           std::max(attention_workspace_bytes(call.shape) - cudnn_rest_offset(call.shape),
@@ -139,6 +147,7 @@ std::string why_not(AttentionKernel kernel, const AttentionBackward& call,
     }
     case AttentionKernel::tensor_cores: {
       std::string why = why_not_tensor_cores(call.shape, operands, device);
+      if (why.empty()) why = why_not_workspace(call.workspace);
       if (!why.empty()) return why;
       if (tensor_core_backward_bytes(call.shape) > attention_workspace_bytes(call.shape)) {
         return "so few queries that their rounded-up rows do not fit into the workspace";
@@ -195,6 +204,11 @@ AttentionWork choose_work(std::int64_t rows, std::int64_t heads, std::int64_t by
       std::min<std::int64_t>(device.sms, static_cast<std::int64_t>(work.tiles) * heads));
   work.longest_last = longest_last;
   return work;
+}
+
+std::int64_t attention_table_bytes(const AttentionShape& shape) {
+  const std::int64_t padded = round_up(shape.q_len, kAttentionTile);
+  return padded * 4 + padded / 64 * 8;
 }
 
 std::int64_t tensor_core_backward_bytes(const AttentionShape& shape) {

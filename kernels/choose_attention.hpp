@@ -10,10 +10,12 @@
 
 namespace orrery::kernels {
 
-/// Best first.
-///   cudnn: cuDNN's fused attention, BF16.
-///   tensor_cores: kernels/cuda/attention_hopper.cuh, BF16 on Hopper, of our own.
-///   cuda_cores: kernels/cuda/attention_simple.cuh, FP32 and BF16, any mask; right, and slow.
+/// Best first, as far as is known without a measurement.
+///   cudnn: cuDNN's fused attention. BF16, causal or not.
+///   tensor_cores: our own for Hopper, kernels/cuda/attention_hopper.cuh. BF16, 192/128, 128/128
+///   and
+///     64/64, any mask that a Call can have, on as many SMs as it is given.
+///   cuda_cores: kernels/cuda/attention_simple.cuh. FP32 and BF16, any mask, any length; slow.
 enum class AttentionKernel : std::uint8_t { cudnn, tensor_cores, cuda_cores };
 inline constexpr std::array<AttentionKernel, 3> kAttentionKernels = {
     AttentionKernel::cudnn, AttentionKernel::tensor_cores, AttentionKernel::cuda_cores};
@@ -22,15 +24,14 @@ std::string_view name_of(AttentionKernel kernel);
 /// What the choice depends on besides the call.
 struct AttentionDevice {
   int compute_capability = 90;
-  std::int64_t shared_bytes = 232448;  ///< a block may have
-  std::int64_t l2_bytes = 50 << 20;    ///< of the last-level cache
-  std::int64_t workspace_bytes = 0;    ///< of the stream
-  int sms = 132;                       ///< that may be used
-  int all_sms = 132;                   ///< that there are
-  bool cudnn = true;                   ///< it is there
+  std::int64_t l2_bytes = 50 << 20;  ///< of the last-level cache
+  std::int64_t workspace_bytes = 0;  ///< of the stream
+  int sms = 132;                     ///< that may be used
+  int all_sms = 132;                 ///< that there are
+  bool cudnn = true;                 ///< it is there
 };
 
-/// Why this kernel cannot run the call ("query_positions: cuDNN's causal mask has no table"), or
+/// Why this kernel cannot run the call ("query_positions: its mask has no table"), or
 /// empty. The call itself is possible (why_impossible).
 std::string why_not(AttentionKernel kernel, const AttentionForward& call,
                     const AttentionDevice& device);
@@ -121,6 +122,10 @@ ORRERY_HOST_DEVICE inline std::int32_t first_query(std::int32_t key, std::int32_
   const std::int32_t query = causal ? key - (kv_len - q_len) : 0;
   return query < 0 ? 0 : query;
 }
+
+/// Of the stream's workspace, for the kernel for tensor cores and a call with query_positions: how
+/// many keys each query sees, and the least and the most of every 64.
+std::int64_t attention_table_bytes(const AttentionShape& shape);
 
 /// Of the workspace of AttentionBackward, for the kernel for tensor cores: FP32 (batch, heads, rows
 /// of queries rounded up to kAttentionTile) twice, log-sum-exp in units of log 2 and row sums.

@@ -25,7 +25,6 @@ namespace {
 AttentionDevice device_of(const LaunchContext& context) {
   AttentionDevice device;
   device.compute_capability = context.limits.compute_capability;
-  device.shared_bytes = context.limits.shared_bytes_per_block;
   device.l2_bytes = static_cast<std::int64_t>(context.limits.l2_bytes);
   device.workspace_bytes = static_cast<std::int64_t>(context.workspace_bytes);
   device.sms = context.sms;
@@ -174,35 +173,50 @@ CUtensorMap map_of(const Matrix& matrix, const AttentionShape& shape, std::int64
   return make_map(g.data, g.dims, g.strides, g.box);
 }
 
-template <int kDqk, int kDv>
+/// Where the call has a table: what queries see, in the stream's workspace.
+template <bool kTable>
+void start_table(const AttentionShape& shape, const LaunchContext& context) {
+  if constexpr (kTable) {
+    constexpr int kThreads = 256;
+    const attention::SeenArguments arguments = attention::seen_arguments(shape, context.workspace);
+    const int warps = arguments.padded / attention::kRangeQueries;
+    start(context, "attention, seen keys", attention::seen_kernel,
+          (warps * 32 + kThreads - 1) / kThreads, kThreads, 0, arguments);
+  }
+}
+
+template <int kDqk, int kDv, bool kTable>
 void launch_tensor_cores(const AttentionForward& call, const AttentionDevice& device,
                          const LaunchContext& context) {
-  using Memory = attention::ForwardMemory<kDqk, kDv>;
   const AttentionShape& s = call.shape;
-  const attention::ForwardArguments arguments = attention::forward_arguments(call, device);
-  start(context, "attention forward", attention::forward_kernel<kDqk, kDv>, arguments.work.grid,
-        attention::kThreads, Memory::bytes, map_of(call.q, s, s.heads, s.q_len, kAttentionTile),
+  start_table<kTable>(s, context);
+  const auto arguments = attention::forward_arguments<kTable>(call, context.workspace, device);
+  start(context, "attention forward", attention::forward_kernel<kDqk, kDv, kTable>,
+        arguments.work.grid, attention::kThreads, attention::ForwardMemory<kDqk, kDv>::bytes,
+        map_of(call.q, s, s.heads, s.q_len, kAttentionTile),
         map_of(call.k, s, s.kv_heads, s.kv_len, attention::kKeys),
         map_of(call.v, s, s.kv_heads, s.kv_len, attention::kKeys), arguments);
 }
 
-template <int kDqk, int kDv>
+template <int kDqk, int kDv, bool kTable>
 void launch_tensor_cores(const AttentionBackward& call, const AttentionDevice& device,
                          const LaunchContext& context) {
   const AttentionShape& s = call.shape;
+  start_table<kTable>(s, context);
   constexpr int kRowSumThreads = 1024;
   start(context, "attention backward, row sums", attention::row_sum_kernel<kDv>, device.sms,
         kRowSumThreads, 0, attention::row_sum_arguments(call));
-  const attention::BackwardArguments over_keys = attention::backward_arguments(call, true, device);
-  start(context, "attention backward, keys", attention::keys_kernel<kDqk, kDv>, over_keys.work.grid,
-        attention::kThreads, attention::KeysMemory<kDqk, kDv>::bytes,
+  const auto over_keys =
+      attention::backward_arguments<kTable>(call, true, context.workspace, device);
+  start(context, "attention backward, keys", attention::keys_kernel<kDqk, kDv, kTable>,
+        over_keys.work.grid, attention::kThreads, attention::KeysMemory<kDqk, kDv>::bytes,
         map_of(call.k, s, s.kv_heads, s.kv_len, kAttentionTile),
         map_of(call.v, s, s.kv_heads, s.kv_len, kAttentionTile),
         map_of(call.q, s, s.heads, s.q_len, attention::kStep),
         map_of(call.d_out, s, s.heads, s.q_len, attention::kStep), over_keys);
-  const attention::BackwardArguments over_queries =
-      attention::backward_arguments(call, false, device);
-  start(context, "attention backward, queries", attention::queries_kernel<kDqk, kDv>,
+  const auto over_queries =
+      attention::backward_arguments<kTable>(call, false, context.workspace, device);
+  start(context, "attention backward, queries", attention::queries_kernel<kDqk, kDv, kTable>,
         over_queries.work.grid, attention::kThreads, attention::QueriesMemory<kDqk, kDv>::bytes,
         map_of(call.q, s, s.heads, s.q_len, kAttentionTile),
         map_of(call.d_out, s, s.heads, s.q_len, kAttentionTile),
@@ -210,16 +224,26 @@ void launch_tensor_cores(const AttentionBackward& call, const AttentionDevice& d
         map_of(call.v, s, s.kv_heads, s.kv_len, attention::kStep), over_queries);
 }
 
+template <int kDqk, int kDv, class CallType>
+void launch_tensor_cores_of(const CallType& call, const AttentionDevice& device,
+                            const LaunchContext& context) {
+  if (call.shape.query_positions != nullptr) {
+    launch_tensor_cores<kDqk, kDv, true>(call, device, context);
+  } else {
+    launch_tensor_cores<kDqk, kDv, false>(call, device, context);
+  }
+}
+
 /// why_not has let no other dimensions through.
 template <class CallType>
 void launch_tensor_cores(const CallType& call, const AttentionDevice& device,
                          const LaunchContext& context) {
   if (call.shape.d_qk == 192) {
-    launch_tensor_cores<192, 128>(call, device, context);
+    launch_tensor_cores_of<192, 128>(call, device, context);
   } else if (call.shape.d_qk == 128) {
-    launch_tensor_cores<128, 128>(call, device, context);
+    launch_tensor_cores_of<128, 128>(call, device, context);
   } else {
-    launch_tensor_cores<64, 64>(call, device, context);
+    launch_tensor_cores_of<64, 64>(call, device, context);
   }
 }
 

@@ -57,13 +57,18 @@ __device__ __forceinline__ float log2_of(float x) {
 }
 
 /// Of the lane whose number differs in these bits.
-__device__ __forceinline__ float from_lane_xor(float x, int bits) {
+template <class T>
+__device__ __forceinline__ T from_lane_xor(T x, int bits) {
   return __shfl_xor_sync(kAllLanes, x, bits);
 }
 
 /// Two that lie beside each other, from a multiple of 8 bytes.
 __device__ __forceinline__ void load_pair(std::uint32_t address, float& x, float& y) {
   asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x), "=f"(y) : "r"(address) : "memory");
+}
+
+__device__ __forceinline__ void load_pair(std::uint32_t address, int& x, int& y) {
+  asm volatile("ld.shared.v2.s32 {%0, %1}, [%2];" : "=r"(x), "=r"(y) : "r"(address) : "memory");
 }
 
 __device__ __forceinline__ float exp_of(float x) {

@@ -183,13 +183,85 @@ __device__ __forceinline__ void pack(const float (&x)[kCount], std::uint32_t (&p
   for (int i = 0; i < kCount / 2; ++i) p[i] = pack_bf16x2(x[2 * i], x[2 * i + 1]);
 }
 
-/// What the kernels know of the call.
+/// Fewest and most keys that a query of some sees: 0 .. these.
+struct SeenRange {
+  std::int32_t least, most;
+};
+inline constexpr int kRangeQueries = 64;
+
+/// What the kernels know of the call. `kTable`: queries see what a table says.
+template <bool kTable>
 struct Shape {
   std::int32_t q_len, kv_len;
   std::int32_t heads, kv_heads;
   float scale;
   bool causal;
+  // With a table, what seen_kernel wrote: for every query up to the end of the last tile, and of
+  // every 64.
+  const std::int32_t* seen_by;
+  const SeenRange* ranges;
+
+  /// Keys that a query sees: 0 .. this. What is behind the last query sees all: it does not count.
+  __device__ __forceinline__ int seen(int query) const {
+    if constexpr (kTable) return seen_by[query];
+    return query < q_len ? keys_seen(query, 1, q_len, kv_len, causal) : kv_len;
+  }
+  /// The most that one of queries [64 block, 64 block + 64) sees; 0 if there are none.
+  __device__ __forceinline__ int most_seen(int block) const {
+    const int first = block * kRangeQueries;
+    if (first >= q_len) return 0;
+    if constexpr (kTable) return ranges[block].most;
+    return keys_seen(first, kRangeQueries, q_len, kv_len, causal);
+  }
+  /// The fewest.
+  __device__ __forceinline__ int least_seen(int block) const {
+    const int first = block * kRangeQueries;
+    if (first >= q_len) return kv_len;
+    if constexpr (kTable) return ranges[block].least;
+    return seen(first);
+  }
+  /// The most that one of a tile's queries sees, and at least 1: one block is always walked.
+  __device__ __forceinline__ int most_seen_of_tile(int tile) const {
+    constexpr int kBlocks = kAttentionTile / kRangeQueries;
+    int most = 1;
+#pragma unroll
+    for (int i = 0; i < kBlocks; ++i) most = max(most, most_seen(tile * kBlocks + i));
+    return most;
+  }
 };
+static_assert(kRowsOfWarpgroup == kRangeQueries);
+
+struct SeenArguments {
+  const std::int32_t* positions;
+  std::int32_t q_len, kv_len, padded;
+  std::int32_t* seen_by;  ///< (padded)
+  SeenRange* ranges;      ///< (padded / 64)
+};
+
+/// What Shape has of a table, from the last key that each query sees. A warp for 64 queries.
+static __global__ void seen_kernel(const SeenArguments arguments) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int block = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x) / 32;
+  const int first = block * kRangeQueries;
+  if (first >= arguments.padded) return;
+  int least = arguments.kv_len;
+  int most = 0;
+  for (int query = first + lane; query < first + kRangeQueries; query += 32) {
+    int seen = arguments.kv_len;
+    if (query < arguments.q_len) {
+      seen = max(0, min(arguments.positions[query] + 1, arguments.kv_len));
+      least = min(least, seen);
+      most = max(most, seen);
+    }
+    arguments.seen_by[query] = seen;
+  }
+#pragma unroll
+  for (int bits = 16; bits > 0; bits /= 2) {
+    least = min(least, from_lane_xor(least, bits));
+    most = max(most, from_lane_xor(most, bits));
+  }
+  if (lane == 0) arguments.ranges[block] = {least, most};
+}
 
 // ---------------------------------------------------------------------------------------------
 // Forward: 128 queries a tile, 128 keys at a time, from the last that is seen to the first.
@@ -206,8 +278,9 @@ struct ForwardMemory {
   static constexpr int bytes = kAlignment + gates + kGateBytes * (1 + 2 * kForwardStages);
 };
 
+template <bool kTable>
 struct ForwardArguments {
-  Shape shape;
+  Shape<kTable> shape;
   AttentionWork work;  ///< tiles of queries of (batch, heads)
   std::uint16_t* out;
   std::int64_t out_pitch;
@@ -258,37 +331,29 @@ struct Softmax {
       sum[half] += from_lane_xor(sum[half], 2);
     }
   }
+  /// What makes a row's results of its sums: 0 where nothing is seen.
+  __device__ __forceinline__ float factor(int half) const {
+    return sum[half] > 0 ? 1.0F / sum[half] : 0.0F;
+  }
 };
 
-/// Minus infinity where query `row` (and the 8th after it) does not see key first + column.
+/// Minus infinity where the row, of which this many keys are seen (and the 8th row after it), does
+/// not see key first + column.
 template <int kCount>
-__device__ __forceinline__ void hide(float (&s)[kCount], const Shape& shape, int row, int first,
+__device__ __forceinline__ void hide(float (&s)[kCount], const int (&seen)[2], int first,
                                      int lane) {
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int seen = shape.causal
-                         ? min(shape.kv_len, row + 8 * half + shape.kv_len - shape.q_len + 1)
-                         : shape.kv_len;
-#pragma unroll
-    for (int j = 0; j < kCount / 4; ++j) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        if (first + 8 * j + lane % 4 * 2 + i >= seen) s[4 * j + 2 * half + i] = kMinusInfinity;
-      }
-    }
+  for (int i = 0; i < kCount; ++i) {
+    if (first + i / 4 * 8 + lane % 4 * 2 + i % 2 >= seen[i / 2 % 2]) s[i] = kMinusInfinity;
   }
 }
-/// Whether some of 64 queries from `row` on do not see some of `keys` from `first` on.
-__device__ __forceinline__ bool hides(const Shape& shape, int row, int first, int keys) {
-  return first + keys > shape.kv_len ||
-         (shape.causal && first + keys - 1 > row + shape.kv_len - shape.q_len);
-}
 
-template <int kDqk, int kDv>
+template <int kDqk, int kDv, bool kTable>
 __global__ void __launch_bounds__(kThreads, 1)
     forward_kernel(const __grid_constant__ CUtensorMap map_q,
                    const __grid_constant__ CUtensorMap map_k,
-                   const __grid_constant__ CUtensorMap map_v, const ForwardArguments arguments) {
+                   const __grid_constant__ CUtensorMap map_v,
+                   const ForwardArguments<kTable> arguments) {
   using Memory = ForwardMemory<kDqk, kDv>;
   const std::uint32_t memory = aligned_shared();
   const std::uint32_t gates = memory + Memory::gates;
@@ -301,7 +366,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const auto tile_v = [&](int stage) {
     return memory + static_cast<std::uint32_t>(Memory::v + stage * kTileBytes<kKeys, kDv>);
   };
-  const Shape& shape = arguments.shape;
+  const Shape<kTable>& shape = arguments.shape;
   const AttentionWork& work = arguments.work;
   const int items = work.tiles * work.heads;
   const int thread = static_cast<int>(threadIdx.x) % kWarpgroup;
@@ -326,8 +391,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         const int head = item.head % shape.heads;
         const int kv_head = head / (shape.heads / shape.kv_heads);
         const int first_row = item.tile * kAttentionTile;
-        const int keys =
-            keys_seen(first_row, kAttentionTile, shape.q_len, shape.kv_len, shape.causal);
+        const int keys = shape.most_seen_of_tile(item.tile);
         reserve(gate_q, ring_q.parity, kTileBytes<kAttentionTile, kDqk>);
         load_tile<kAttentionTile, kDqk>(memory + Memory::q, &map_q, head, first_row, sequence,
                                         gate_q.full);
@@ -370,10 +434,11 @@ __global__ void __launch_bounds__(kThreads, 1)
       const int sequence = item.head / shape.heads;
       const int head = item.head % shape.heads;
       const int first_row = item.tile * kAttentionTile;
-      const int keys =
-          keys_seen(first_row, kAttentionTile, shape.q_len, shape.kv_len, shape.causal);
+      const int keys = shape.most_seen_of_tile(item.tile);
       const int own_rows = warpgroup * kRowsOfWarpgroup;
       const int row = row_of(first_row + own_rows, warp, lane);
+      const int seen[2] = {shape.seen(row), shape.seen(row + 8)};
+      const int least = shape.least_seen((first_row + own_rows) / kRangeQueries);
 
       float out[kDv / 2];
 #pragma unroll
@@ -394,9 +459,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       pin_all(s);
       release(gate_k(ring_k.stage), lane);
       ring_k.next();
-      if (hides(shape, first_row + own_rows, block * kKeys, kKeys)) {
-        hide(s, shape, row, block * kKeys, lane);
-      }
+      if ((block + 1) * kKeys > least) hide(s, seen, block * kKeys, lane);
       softmax.update(s, scale_log2, shrink);
       pack(s, p);
 
@@ -412,9 +475,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         pin_all(s);
         release(gate_k(ring_k.stage), lane);
         ring_k.next();
-        if (hides(shape, first_row + own_rows, block * kKeys, kKeys)) {
-          hide(s, shape, row, block * kKeys, lane);
-        }
+        if ((block + 1) * kKeys > least) hide(s, seen, block * kKeys, lane);
         softmax.update(s, scale_log2, shrink);
         wgmma_wait<0>();
         pin_all(out);
@@ -440,7 +501,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       ring_v.next();
 
       const std::int64_t base = static_cast<std::int64_t>(sequence) * shape.q_len;
-      store_rows<kDv>(out, 1.0F / softmax.sum[0], 1.0F / softmax.sum[1],
+      store_rows<kDv>(out, softmax.factor(0), softmax.factor(1),
                       arguments.out + base * arguments.out_pitch + head * kDv, arguments.out_pitch,
                       row, shape.q_len, lane);
       if (lane % 4 == 0) {
@@ -504,7 +565,8 @@ __global__ void row_sum_kernel(const RowSumArguments arguments) {
 #pragma unroll
     for (int bits = 16; bits > 0; bits /= 2) sum += from_lane_xor(sum, bits);
     if (lane == 0) {
-      arguments.lse_log2[index] = arguments.lse[all_heads * arguments.q_len + row] * kLog2OfE;
+      const float lse = arguments.lse[all_heads * arguments.q_len + row];
+      arguments.lse_log2[index] = lse == kMinusInfinity ? -kMinusInfinity : lse * kLog2OfE;
       arguments.row_sums[index] = sum;
     }
   }
@@ -513,8 +575,9 @@ __global__ void row_sum_kernel(const RowSumArguments arguments) {
 inline constexpr int kStep = 64;  ///< queries, or keys, at a time
 inline constexpr int kBackwardStages = 3;
 
+template <bool kTable>
 struct BackwardArguments {
-  Shape shape;
+  Shape<kTable> shape;
   AttentionWork work;  ///< tiles of keys of (batch, kv_heads), or of queries of (batch, heads)
   const float* lse_log2;
   const float* row_sums;
@@ -525,6 +588,14 @@ struct BackwardArguments {
   std::int64_t d_q_pitch, d_k_pitch, d_v_pitch;
 };
 
+/// Queries before 64 times this see none of the keys from this one on. (With a table, some after it
+/// may not either.)
+template <bool kTable>
+__device__ __forceinline__ int first_step(const Shape<kTable>& shape, int key) {
+  return kTable ? 0 : first_query(key, shape.q_len, shape.kv_len, shape.causal) / kStep;
+}
+static_assert(kStep == kRangeQueries);
+
 template <int kDqk, int kDv>
 struct KeysMemory {
   static constexpr int k = 0;
@@ -533,18 +604,20 @@ struct KeysMemory {
   static constexpr int d_out = q + kBackwardStages * kTileBytes<kStep, kDqk>;
   static constexpr int lse = d_out + kBackwardStages * kTileBytes<kStep, kDv>;
   static constexpr int row_sums = lse + kBackwardStages * kStep * 4;
-  static constexpr int gates = row_sums + kBackwardStages * kStep * 4;
+  static constexpr int seen_by = row_sums + kBackwardStages * kStep * 4;
+  static constexpr int gates = seen_by + kBackwardStages * kStep * 4;
   static constexpr int bytes = kAlignment + gates + kGateBytes * (1 + kBackwardStages);
 };
 
 /// dK and dV of 128 keys of a key-value head: over all query heads that read it, over the queries
 /// that see the keys, 64 at a time. Maps: k and v in boxes of 128 rows, q and d_out in boxes of 64.
-template <int kDqk, int kDv>
+template <int kDqk, int kDv, bool kTable>
 __global__ void __launch_bounds__(kThreads, 1)
     keys_kernel(const __grid_constant__ CUtensorMap map_k,
                 const __grid_constant__ CUtensorMap map_v,
                 const __grid_constant__ CUtensorMap map_q,
-                const __grid_constant__ CUtensorMap map_d_out, const BackwardArguments arguments) {
+                const __grid_constant__ CUtensorMap map_d_out,
+                const BackwardArguments<kTable> arguments) {
   using Memory = KeysMemory<kDqk, kDv>;
   const std::uint32_t memory = aligned_shared();
   const std::uint32_t gates = memory + Memory::gates;
@@ -553,7 +626,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const auto part = [&](int offset, int stage, int bytes) {
     return memory + static_cast<std::uint32_t>(offset + stage * bytes);
   };
-  const Shape& shape = arguments.shape;
+  const Shape<kTable>& shape = arguments.shape;
   const AttentionWork& work = arguments.work;
   const int items = work.tiles * work.heads;
   const int thread = static_cast<int>(threadIdx.x) % kWarpgroup;
@@ -589,14 +662,16 @@ __global__ void __launch_bounds__(kThreads, 1)
         load_tile<kAttentionTile, kDv>(memory + Memory::v, &map_v, kv_head, first_key, sequence,
                                        gate_kv.full);
         ring_kv.next();
-        const int first = first_query(first_key, shape.q_len, shape.kv_len, shape.causal) / kStep;
+        const int first = first_step(shape, first_key);
         for (int head = kv_head * group; head < (kv_head + 1) * group; ++head) {
           const std::int64_t numbers =
               static_cast<std::int64_t>(sequence * shape.heads + head) * arguments.padded;
           for (int step = first; step < steps; ++step) {
+            if (kTable && shape.most_seen(step) <= first_key) continue;
             const Gate g = stage_gate(ring.stage);
-            reserve(g, ring.parity,
-                    kTileBytes<kStep, kDqk> + kTileBytes<kStep, kDv> + 2 * kStep * 4);
+            reserve(
+                g, ring.parity,
+                kTileBytes<kStep, kDqk> + kTileBytes<kStep, kDv> + (kTable ? 3 : 2) * kStep * 4);
             load_tile<kStep, kDqk>(part(Memory::q, ring.stage, kTileBytes<kStep, kDqk>), &map_q,
                                    head, step * kStep, sequence, g.full);
             load_tile<kStep, kDv>(part(Memory::d_out, ring.stage, kTileBytes<kStep, kDv>),
@@ -605,6 +680,10 @@ __global__ void __launch_bounds__(kThreads, 1)
                        arguments.lse_log2 + numbers + step * kStep, kStep * 4, g.full);
             load_bytes(part(Memory::row_sums, ring.stage, kStep * 4),
                        arguments.row_sums + numbers + step * kStep, kStep * 4, g.full);
+            if constexpr (kTable) {
+              load_bytes(part(Memory::seen_by, ring.stage, kStep * 4), shape.seen_by + step * kStep,
+                         kStep * 4, g.full);
+            }
             ring.next();
           }
         }
@@ -623,7 +702,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       const int first_key = item.tile * kAttentionTile;
       const int own_rows = warpgroup * kRowsOfWarpgroup;
       const int key = row_of(first_key + own_rows, warp, lane);
-      const int first = first_query(first_key, shape.q_len, shape.kv_len, shape.causal) / kStep;
+      const int first = first_step(shape, first_key);
 
       float d_k[kDqk / 2];
       float d_v[kDv / 2];
@@ -635,6 +714,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       wait_for(gate_kv.full, ring_kv.parity);
       for (int head = 0; head < group; ++head) {
         for (int step = first; step < steps; ++step) {
+          if (kTable && shape.most_seen(step) <= first_key) continue;
           const Gate g = stage_gate(ring.stage);
           const std::uint32_t tile_q = part(Memory::q, ring.stage, kTileBytes<kStep, kDqk>);
           const std::uint32_t tile_d_out = part(Memory::d_out, ring.stage, kTileBytes<kStep, kDv>);
@@ -654,20 +734,25 @@ __global__ void __launch_bounds__(kThreads, 1)
             wgmma_wait<0>();
           }
           pin_all(s);
-          // Query step * 64 + column sees key where key <= query + kv_len - q_len.
-          const int last_seen =
-              shape.causal ? step * kStep + shape.kv_len - shape.q_len + lane % 4 * 2 : 1 << 30;
-          const bool all_seen = !shape.causal || first_key + own_rows + kRowsOfWarpgroup - 1 <=
-                                                     step * kStep + shape.kv_len - shape.q_len;
+          // Keys behind the last one get rows of their own, which nobody stores.
+          const bool all_seen = (!kTable && !shape.causal) ||
+                                shape.least_seen(step) >= first_key + own_rows + kRowsOfWarpgroup;
+          const std::uint32_t seen_by = part(Memory::seen_by, ring.stage, kStep * 4) + pair;
+          const int seen_by_first =
+              step * kStep + lane % 4 * 2 + 1 + shape.kv_len - shape.q_len;  // without a table
 #pragma unroll
           for (int j = 0; j < kStep / 8; ++j) {
             float norm[2];
             load_pair(lse + static_cast<std::uint32_t>(32 * j), norm[0], norm[1]);
+            int seen[2] = {seen_by_first + 8 * j, seen_by_first + 8 * j + 1};
+            if constexpr (kTable) {
+              load_pair(seen_by + static_cast<std::uint32_t>(32 * j), seen[0], seen[1]);
+            }
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
               float& x = s[4 * j + i];
               x = exp2_of(x * scale_log2 - norm[i % 2]);
-              if (!all_seen && key + i / 2 * 8 > last_seen + 8 * j + i % 2) x = 0;
+              if (!all_seen && key + i / 2 * 8 >= seen[i % 2]) x = 0;
             }
           }
           pack(s, p);
@@ -726,12 +811,13 @@ struct QueriesMemory {
 
 /// dQ of 128 queries of a head, over the keys that they see, 64 at a time. Maps: q and d_out in
 /// boxes of 128 rows, k and v in boxes of 64.
-template <int kDqk, int kDv>
+template <int kDqk, int kDv, bool kTable>
 __global__ void __launch_bounds__(kThreads, 1)
     queries_kernel(const __grid_constant__ CUtensorMap map_q,
                    const __grid_constant__ CUtensorMap map_d_out,
                    const __grid_constant__ CUtensorMap map_k,
-                   const __grid_constant__ CUtensorMap map_v, const BackwardArguments arguments) {
+                   const __grid_constant__ CUtensorMap map_v,
+                   const BackwardArguments<kTable> arguments) {
   using Memory = QueriesMemory<kDqk, kDv>;
   const std::uint32_t memory = aligned_shared();
   const std::uint32_t gates = memory + Memory::gates;
@@ -740,7 +826,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const auto part = [&](int offset, int stage, int bytes) {
     return memory + static_cast<std::uint32_t>(offset + stage * bytes);
   };
-  const Shape& shape = arguments.shape;
+  const Shape<kTable>& shape = arguments.shape;
   const AttentionWork& work = arguments.work;
   const int items = work.tiles * work.heads;
   const int thread = static_cast<int>(threadIdx.x) % kWarpgroup;
@@ -765,8 +851,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         const int head = item.head % shape.heads;
         const int kv_head = head / (shape.heads / shape.kv_heads);
         const int first_row = item.tile * kAttentionTile;
-        const int keys =
-            keys_seen(first_row, kAttentionTile, shape.q_len, shape.kv_len, shape.causal);
+        const int keys = shape.most_seen_of_tile(item.tile);
         reserve(gate_q, ring_q.parity,
                 kTileBytes<kAttentionTile, kDqk> + kTileBytes<kAttentionTile, kDv>);
         load_tile<kAttentionTile, kDqk>(memory + Memory::q, &map_q, head, first_row, sequence,
@@ -798,10 +883,11 @@ __global__ void __launch_bounds__(kThreads, 1)
       const int sequence = item.head / shape.heads;
       const int head = item.head % shape.heads;
       const int first_row = item.tile * kAttentionTile;
-      const int keys =
-          keys_seen(first_row, kAttentionTile, shape.q_len, shape.kv_len, shape.causal);
+      const int keys = shape.most_seen_of_tile(item.tile);
       const int own_rows = warpgroup * kRowsOfWarpgroup;
       const int row = row_of(first_row + own_rows, warp, lane);
+      const int seen[2] = {shape.seen(row), shape.seen(row + 8)};
+      const int least = shape.least_seen((first_row + own_rows) / kRangeQueries);
       const std::int64_t numbers = static_cast<std::int64_t>(item.head) * arguments.padded + row;
       const float norm[2] = {arguments.lse_log2[numbers], arguments.lse_log2[numbers + 8]};
       const float sums[2] = {arguments.row_sums[numbers], arguments.row_sums[numbers + 8]};
@@ -822,9 +908,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         start_scores<kAttentionTile, kStep, kDv>(dp, memory + Memory::d_out, own_rows, tile_v);
         wgmma_wait<1>();
         pin_all(s);
-        if (hides(shape, first_row + own_rows, block * kStep, kStep)) {
-          hide(s, shape, row, block * kStep, lane);
-        }
+        if ((block + 1) * kStep > least) hide(s, seen, block * kStep, lane);
 #pragma unroll
         for (int i = 0; i < kStep / 2; ++i) s[i] = exp2_of(s[i] * scale_log2 - norm[i / 2 % 2]);
         wgmma_wait<0>();
@@ -850,6 +934,12 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
+// A block of compute capability 9.0 has at most 227 KiB.
+inline constexpr int kSharedBytes = 227 * 1024;
+static_assert(ForwardMemory<192, 128>::bytes <= kSharedBytes);
+static_assert(KeysMemory<192, 128>::bytes <= kSharedBytes);
+static_assert(QueriesMemory<192, 128>::bytes <= kSharedBytes);
+
 // ---------------------------------------------------------------------------------------------
 // What a launch passes, from the call.
 
@@ -870,23 +960,48 @@ inline MapGeometry geometry_of(const Matrix& matrix, const AttentionShape& shape
           {kPanelColumns, 1, box_rows, 1}};
 }
 
-inline Shape shape_of(const AttentionShape& shape) {
-  return {static_cast<std::int32_t>(shape.q_len),
-          static_cast<std::int32_t>(shape.kv_len),
-          static_cast<std::int32_t>(shape.heads),
-          static_cast<std::int32_t>(shape.kv_heads),
-          shape.scale,
-          shape.causal};
+inline std::int32_t padded_queries(const AttentionShape& shape) {
+  return static_cast<std::int32_t>((shape.q_len + kAttentionTile - 1) / kAttentionTile *
+                                   kAttentionTile);
+}
+
+/// `table`: attention_table_bytes() of device memory, where the call has one.
+inline SeenArguments seen_arguments(const AttentionShape& shape, void* table) {
+  SeenArguments a{};
+  a.positions = shape.query_positions;
+  a.q_len = static_cast<std::int32_t>(shape.q_len);
+  a.kv_len = static_cast<std::int32_t>(shape.kv_len);
+  a.padded = padded_queries(shape);
+  a.seen_by = static_cast<std::int32_t*>(table);
+  a.ranges = reinterpret_cast<SeenRange*>(a.seen_by + a.padded);
+  return a;
+}
+template <bool kTable>
+Shape<kTable> shape_of(const AttentionShape& shape, void* table) {
+  Shape<kTable> s{};
+  s.q_len = static_cast<std::int32_t>(shape.q_len);
+  s.kv_len = static_cast<std::int32_t>(shape.kv_len);
+  s.heads = static_cast<std::int32_t>(shape.heads);
+  s.kv_heads = static_cast<std::int32_t>(shape.kv_heads);
+  s.scale = shape.scale;
+  s.causal = shape.causal;
+  if (kTable) {
+    const SeenArguments seen = seen_arguments(shape, table);
+    s.seen_by = seen.seen_by;
+    s.ranges = seen.ranges;
+  }
+  return s;
 }
 inline std::uint16_t* bf16_data(const Matrix& matrix) {
   return static_cast<std::uint16_t*>(matrix.data);
 }
 
-inline ForwardArguments forward_arguments(const AttentionForward& call,
-                                          const AttentionDevice& device) {
+template <bool kTable>
+ForwardArguments<kTable> forward_arguments(const AttentionForward& call, void* table,
+                                           const AttentionDevice& device) {
   const AttentionShape& s = call.shape;
-  ForwardArguments a{};
-  a.shape = shape_of(s);
+  ForwardArguments<kTable> a{};
+  a.shape = shape_of<kTable>(s, table);
   // What the heads of a section read again and again: keys and values, shared by a group.
   const std::int64_t bytes = s.kv_len * (s.d_qk + s.d_v) * 2 * s.kv_heads / s.heads;
   a.work = choose_work(s.q_len, s.batch * s.heads, bytes, s.causal, device);
@@ -894,11 +1009,6 @@ inline ForwardArguments forward_arguments(const AttentionForward& call,
   a.out_pitch = call.out.pitch;
   a.lse = call.lse;
   return a;
-}
-
-inline std::int32_t padded_queries(const AttentionShape& shape) {
-  return static_cast<std::int32_t>((shape.q_len + kAttentionTile - 1) / kAttentionTile *
-                                   kAttentionTile);
 }
 
 inline RowSumArguments row_sum_arguments(const AttentionBackward& call) {
@@ -919,11 +1029,12 @@ inline RowSumArguments row_sum_arguments(const AttentionBackward& call) {
 }
 
 /// `over_keys`: for keys_kernel, else for queries_kernel.
-inline BackwardArguments backward_arguments(const AttentionBackward& call, bool over_keys,
-                                            const AttentionDevice& device) {
+template <bool kTable>
+BackwardArguments<kTable> backward_arguments(const AttentionBackward& call, bool over_keys,
+                                             void* table, const AttentionDevice& device) {
   const AttentionShape& s = call.shape;
-  BackwardArguments a{};
-  a.shape = shape_of(s);
+  BackwardArguments<kTable> a{};
+  a.shape = shape_of<kTable>(s, table);
   const std::int64_t group = s.heads / s.kv_heads;
   a.work = over_keys ? choose_work(s.kv_len, s.batch * s.kv_heads,
                                    s.q_len * (s.d_qk + s.d_v) * 2 * group, false, device)

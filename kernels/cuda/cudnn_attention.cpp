@@ -205,7 +205,9 @@ class GraphBuilder {
     Descriptor descriptor(CUDNN_BACKEND_TENSOR_DESCRIPTOR);
     descriptor.set(CUDNN_ATTR_TENSOR_UNIQUE_ID, id);
     descriptor.set(CUDNN_ATTR_TENSOR_DATA_TYPE, type);
-    descriptor.set(CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, std::int64_t{16});
+    // Pieces of heads begin anywhere in lse.
+    descriptor.set(CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT,
+                   std::int64_t{type == CUDNN_DATA_FLOAT && !is_virtual ? 4 : 16});
     descriptor.set(CUDNN_ATTR_TENSOR_DIMENSIONS, CUDNN_TYPE_INT64, 4, dims.data());
     descriptor.set(CUDNN_ATTR_TENSOR_STRIDES, CUDNN_TYPE_INT64, 4, strides.data());
     descriptor.set(CUDNN_ATTR_TENSOR_IS_VIRTUAL, is_virtual);

@@ -127,14 +127,23 @@ class GpuCallsAttention : public testing::Test {
     return c;
   }
 
-  void check(const AttentionShape& s, Format format, int sms) {
+  /// `positions`: query_positions, or empty.
+  void check(AttentionShape s, Format format, int sms,
+             const std::vector<std::int32_t>& positions = {}) {
     static std::uint64_t seed = std::random_device{}();
     SCOPED_TRACE("seed " + std::to_string(++seed) + ", SMs " + std::to_string(sms) + ", " +
                  std::to_string(s.heads) + "/" + std::to_string(s.kv_heads) + " heads, " +
                  std::to_string(s.q_len) + "x" + std::to_string(s.kv_len) + ", " +
                  std::to_string(s.d_qk) + "/" + std::to_string(s.d_v));
     std::mt19937_64 random(seed);
-    const Calls c = calls_for(s, format);
+    Calls c = calls_for(s, format);
+    if (!positions.empty()) {
+      s.query_positions = positions.data();
+      const std::size_t bytes = positions.size() * sizeof(std::int32_t);
+      auto* const there = static_cast<std::int32_t*>(allocate(bytes));
+      device_->upload(there, positions.data(), bytes);
+      c.forward.shape.query_positions = c.backward.shape.query_positions = there;
+    }
     AttentionNumbers numbers{.shape = s,
                              .q = draw(c.forward.q, 2, random),
                              .k = draw(c.forward.k, 1, random),
@@ -236,6 +245,16 @@ TEST_F(GpuCallsAttention, OnTheTensorCoresByOurOwnKernelIsRight) {
 TEST_F(GpuCallsAttention, OnTheCudaCoresIsRight) {
   for (const AttentionShape& shape : kShapes) check(shape, Format::fp32, 0);
   check(shape_of(1, 2, 2, 50, 61, 24, 17), Format::bf16, 0);
+}
+
+// Two pieces of a sequence that is split over GPUs.
+TEST_F(GpuCallsAttention, WithATableIsRight) {
+  std::vector<std::int32_t> positions;
+  for (std::int32_t i = 0; i < 150; ++i) positions.push_back(150 + i);
+  for (std::int32_t i = 0; i < 150; ++i) positions.push_back(600 + i);
+  check(shape_of(1, 4, 4, 300, 900, 192, 128), Format::bf16, 0, positions);
+  check(shape_of(2, 4, 2, 300, 900, 128, 128), Format::bf16, 0, positions);
+  check(shape_of(1, 2, 1, 300, 900, 64, 64), Format::fp32, 0, positions);
 }
 
 /// TFLOP/s that NVIDIA measured on an H200 with cuDNN 9.19, deterministic backward: benchmark/

@@ -185,7 +185,7 @@ struct Case {
 
 class TensorCores : public ::testing::TestWithParam<Case> {
  protected:
-  template <int kDqk, int kDv>
+  template <int kDqk, int kDv, bool kTable>
   static void run(std::uint64_t seed) {
     AttentionDevice device;
     device.sms = GetParam().sms;
@@ -193,6 +193,12 @@ class TensorCores : public ::testing::TestWithParam<Case> {
     Problem<std::uint16_t> problem(GetParam().shape, seed);
     const AttentionShape& s = problem.s;
     Machine machine(seed);
+    std::vector<std::int64_t> table(static_cast<std::size_t>(attention_table_bytes(s) / 8 + 1), -1);
+    void* const aligned = table.data() + reinterpret_cast<std::uintptr_t>(table.data()) % 16 / 8;
+    if (kTable) {
+      const SeenArguments seen = seen_arguments(s, aligned);
+      machine.run(seen.padded / kRangeQueries, 32, 0, [&] { seen_kernel(seen); });
+    }
     const auto map_of_rows = [&](const Matrix& m, std::int64_t heads, std::int64_t length,
                                  int rows) {
       return map_of(geometry_of(m, s, heads, length, rows));
@@ -200,9 +206,10 @@ class TensorCores : public ::testing::TestWithParam<Case> {
     const CUtensorMap q128 = map_of_rows(problem.q.matrix, s.heads, s.q_len, kAttentionTile);
     const CUtensorMap k128 = map_of_rows(problem.k.matrix, s.kv_heads, s.kv_len, kKeys);
     const CUtensorMap v128 = map_of_rows(problem.v.matrix, s.kv_heads, s.kv_len, kKeys);
-    const ForwardArguments arguments = forward_arguments(problem.forward, device);
+    const ForwardArguments<kTable> arguments =
+        forward_arguments<kTable>(problem.forward, aligned, device);
     machine.run(arguments.work.grid, kThreads, ForwardMemory<kDqk, kDv>::bytes,
-                [&] { forward_kernel<kDqk, kDv>(q128, k128, v128, arguments); });
+                [&] { forward_kernel<kDqk, kDv, kTable>(q128, k128, v128, arguments); });
     // BF16 keeps 8 bits: up to 2^-9 of rounding in P, and again in what is stored.
     problem.check_forward(4e-3, 2e-6);
 
@@ -214,28 +221,52 @@ class TensorCores : public ::testing::TestWithParam<Case> {
     const CUtensorMap d_out64 = map_of_rows(problem.d_out.matrix, s.heads, s.q_len, kStep);
     const CUtensorMap k64 = map_of_rows(problem.k.matrix, s.kv_heads, s.kv_len, kStep);
     const CUtensorMap v64 = map_of_rows(problem.v.matrix, s.kv_heads, s.kv_len, kStep);
-    const BackwardArguments over_keys = backward_arguments(problem.backward, true, device);
+    const BackwardArguments<kTable> over_keys =
+        backward_arguments<kTable>(problem.backward, true, aligned, device);
     machine.run(over_keys.work.grid, kThreads, KeysMemory<kDqk, kDv>::bytes,
-                [&] { keys_kernel<kDqk, kDv>(k128, v128, q64, d_out64, over_keys); });
-    const BackwardArguments over_queries = backward_arguments(problem.backward, false, device);
+                [&] { keys_kernel<kDqk, kDv, kTable>(k128, v128, q64, d_out64, over_keys); });
+    const BackwardArguments<kTable> over_queries =
+        backward_arguments<kTable>(problem.backward, false, aligned, device);
     machine.run(over_queries.work.grid, kThreads, QueriesMemory<kDqk, kDv>::bytes,
-                [&] { queries_kernel<kDqk, kDv>(q128, d_out128, k64, v64, over_queries); });
+                [&] { queries_kernel<kDqk, kDv, kTable>(q128, d_out128, k64, v64, over_queries); });
     problem.check_backward(8e-3);
   }
 };
 
 TEST_P(TensorCores, ComputeAttentionAndItsGradients) {
+  const AttentionShape& s = GetParam().shape;
   for (const std::uint64_t seed : {1U, 2U, 3U}) {
     SCOPED_TRACE(seed);
-    if (GetParam().shape.d_qk == 192) {
-      run<192, 128>(seed);
-    } else if (GetParam().shape.d_qk == 128) {
-      run<128, 128>(seed);
+    if (s.d_qk == 192) {
+      s.query_positions != nullptr ? run<192, 128, true>(seed) : run<192, 128, false>(seed);
+    } else if (s.d_qk == 128) {
+      s.query_positions != nullptr ? run<128, 128, true>(seed) : run<128, 128, false>(seed);
     } else {
-      run<64, 64>(seed);
+      s.query_positions != nullptr ? run<64, 64, true>(seed) : run<64, 64, false>(seed);
     }
   }
 }
+
+/// What rank 1 of 3 has of a sequence that is cut in 6: pieces 1 and 4, so that all have the same
+/// work (Llama 3 report, arXiv 2407.21783, 3.3.2); and queries in no order at all.
+std::vector<std::int32_t> pieces_of_a_split_sequence() {
+  std::vector<std::int32_t> positions;
+  for (std::int32_t i = 0; i < 100; ++i) positions.push_back(100 + i);
+  for (std::int32_t i = 0; i < 100; ++i) positions.push_back(400 + i);
+  return positions;
+}
+std::vector<std::int32_t> any_order() {
+  std::vector<std::int32_t> positions;
+  for (std::int32_t i = 0; i < 140; ++i) positions.push_back(i * 89 % 300);
+  return positions;
+}
+AttentionShape with_table(AttentionShape shape, const std::vector<std::int32_t>& positions) {
+  shape.q_len = static_cast<std::int64_t>(positions.size());
+  shape.query_positions = positions.data();
+  return shape;
+}
+const std::vector<std::int32_t> kPieces = pieces_of_a_split_sequence();
+const std::vector<std::int32_t> kAnyOrder = any_order();
 
 INSTANTIATE_TEST_SUITE_P(
     Shapes, TensorCores,
@@ -246,6 +277,13 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{"MoreKeys", shape_for(1, 2, 1, 70, 333, 64, 64), 2, 1 << 20},
                       Case{"ManyBlocks", shape_for(1, 1, 1, 128, 700, 64, 64), 1, 1 << 20},
                       Case{"NotCausal", shape_for(1, 1, 1, 130, 200, 128, 128, false), 1, 1 << 20},
+                      Case{"SplitSequence",
+                           with_table(shape_for(1, 2, 1, 0, 600, 128, 128), kPieces), 2, 1 << 20},
+                      Case{"AnyOrderDeepSeekV3",
+                           with_table(shape_for(1, 1, 1, 0, 300, 192, 128), kAnyOrder), 2, 1 << 20},
+                      Case{"AnyOrder", with_table(shape_for(1, 1, 1, 0, 300, 64, 64), kAnyOrder), 2,
+                           1 << 20},
+                      Case{"MoreQueries", shape_for(1, 1, 1, 300, 90, 64, 64), 2, 1 << 20},
                       Case{"Short", shape_for(1, 2, 2, 5, 5, 64, 64), 8, 1 << 20}),
     [](const ::testing::TestParamInfo<Case>& one) { return one.param.name; });
 

@@ -508,7 +508,12 @@ inline float log_of(float x) {
 inline float from_lane_xor(float x, int bits) {
   return Machine::current().exchange(x, bits);
 }
-inline void load_pair(std::uint32_t address, float& x, float& y) {
+/// Of small numbers, which floats hold.
+inline int from_lane_xor(int x, int bits) {
+  return static_cast<int>(Machine::current().exchange(static_cast<float>(x), bits));
+}
+template <class T>
+void load_pair(std::uint32_t address, T& x, T& y) {
   if (address % 8 != 0) throw std::runtime_error("two numbers at an odd address");
   const unsigned char* const from = Machine::current().shared(address, 8);
   std::memcpy(&x, from, 4);

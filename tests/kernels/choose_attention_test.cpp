@@ -92,10 +92,12 @@ TEST(ChooseAttention, HasAKernelForFp32AndForTables) {
   const std::int32_t positions[1] = {0};
   AttentionShape split = deepseek_v3(64);
   split.query_positions = positions;
-  for (const AttentionKernel kernel : {AttentionKernel::cudnn, AttentionKernel::tensor_cores}) {
-    EXPECT_EQ(why_not(kernel, backward_of(split), {}), "query_positions: its mask has no table");
-  }
-  EXPECT_EQ(choose_attention(backward_of(split), {}), AttentionKernel::cuda_cores);
+  EXPECT_EQ(why_not(AttentionKernel::cudnn, backward_of(split), {}),
+            "query_positions: its mask has no table");
+  AttentionDevice device;
+  EXPECT_EQ(choose_attention(backward_of(split), device), AttentionKernel::cuda_cores);
+  device.workspace_bytes = attention_table_bytes(split);
+  EXPECT_EQ(choose_attention(backward_of(split), device), AttentionKernel::tensor_cores);
 }
 
 TEST(ChooseAttention, LooksAtAddressesAndPitches) {
@@ -108,6 +110,15 @@ TEST(ChooseAttention, LooksAtAddressesAndPitches) {
   call.out.pitch += 4;
   EXPECT_EQ(why_not(AttentionKernel::tensor_cores, call, {}),
             "rows of out do not begin at multiples of 16 bytes");
+}
+
+TEST(ChooseAttention, LooksAtTheWorkspacesAddress) {
+  AttentionBackward call = backward_of(deepseek_v3(1024));
+  call.workspace = reinterpret_cast<void*>(std::uintptr_t{1 << 20} + 8);
+  for (const AttentionKernel kernel : {AttentionKernel::cudnn, AttentionKernel::tensor_cores}) {
+    EXPECT_EQ(why_not(kernel, call, {}), "the workspace does not begin at a multiple of 16 bytes");
+  }
+  EXPECT_EQ(choose_attention(call, {}), AttentionKernel::cuda_cores);
 }
 
 TEST(ChooseAttention, SaysWhyNoneCan) {
