@@ -1,12 +1,10 @@
 #pragma once
 // What the attention kernels for compute capability 9.0a need beyond hopper.cuh: operands of wgmma
 // from registers and with the contraction down the rows, boxes of four dimensions, exponentials.
-// With ORRERY_EMULATED the same functions of a machine on the CPU
+// With ORRERY_EMULATED whoever includes this has the same functions, of a machine on the CPU
 // (tests/kernels/attention_machine.hpp).
 
-#ifdef ORRERY_EMULATED
-#include "tests/kernels/attention_machine.hpp"
-#else
+#ifndef ORRERY_EMULATED
 #include "kernels/cuda/hopper.cuh"
 #include "kernels/cuda/intrinsics.cuh"
 #endif
