@@ -7,6 +7,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <ctime>
 #include <filesystem>
@@ -18,6 +19,8 @@
 #include "calibrate/calibrate.hpp"
 #include "calibrate/execute/train.hpp"
 #include "calibrate/fit_nccl.hpp"
+#include "calibrate/local_cluster.hpp"
+#include "calibrate/measure_network.hpp"
 #include "calibrate/read_nccl.hpp"
 #include "kernels/device.hpp"
 #include "reports/compare.hpp"
@@ -58,6 +61,8 @@ struct Options {
   std::string cluster;
   std::string out;
   NcclFitOptions fit;
+  int ranks = 0;  ///< whose messages are measured
+  std::string profile;
   std::string device;  ///< to calibrate; empty: the GPU, else the CPU
   int threads = 0;
   double time_limit_s = 480;
@@ -374,6 +379,64 @@ int calibrate_device(const Options& options) {
   return 0;
 }
 
+/// One of the ranks whose messages are measured; the first one writes the cluster.
+void calibrate_rank(const Options& options, Transport& transport, const std::string& kind) {
+  NetworkMeasureOptions how;
+  how.limit_s = std::min(how.limit_s, options.time_limit_s);
+  const bool show = !options.quiet && isatty(STDERR_FILENO) != 0;
+  if (show) {
+    how.progress = [](const NetworkPoint& point) {
+      fmt::print(stderr, "{} on {}, {} bytes: {:.2f} us\n", name_of(point.op), point.members,
+                 point.bytes, 1e6 * point.seconds.median);
+    };
+  }
+  LocalClusterInputs inputs;
+  inputs.points = measure_network(transport, how);
+  inputs.copy_bytes_per_s = measure_copy_rate(transport);
+  if (transport.rank() == 0) {
+    const std::string machine = kernels::open_cpu_device()->name();
+    inputs.ranks = transport.ranks();
+    inputs.name = fmt::format("{} ranks on {}", transport.ranks(), machine);
+    inputs.profile = options.profile;
+    inputs.provenance =
+        fmt::format("{}, {} ranks as {}; {}, orrery {}, {}", machine, transport.ranks(), kind,
+                    options.command, ORRERY_VERSION, today());
+    Problems problems;
+    const LocalCluster local = fit_local_cluster(inputs, problems);
+    problems.throw_if_any();
+    const std::string folder = std::filesystem::path(options.out).parent_path().string();
+    write_file(options.out, to_yaml(local.fit.cluster, folder));
+    if (options.out != "-" && !options.quiet) write_file("-", local_cluster_report(local));
+  }
+  transport.barrier("end of measuring");
+}
+
+/// How this machine's ranks talk: those that mpirun started, or threads of this process.
+int calibrate_ranks(const Options& options) {
+  if (options.out.empty() || options.profile.empty()) {
+    reject("--ranks writes a cluster: it needs --out, and --profile for the cluster's device");
+  }
+  if (!std::filesystem::exists(options.profile)) {
+    reject("--profile: there is no file " + options.profile);
+  }
+  constexpr auto kTimeout = std::chrono::minutes(2);
+  if (const auto transport = open_mpi_transport(kTimeout)) {
+    if (transport->ranks() != options.ranks) {
+      reject(fmt::format("--ranks {}, but there are {}", options.ranks, transport->ranks()));
+    }
+    try {
+      calibrate_rank(options, *transport, "MPI processes");
+    } catch (const std::exception& error) {
+      transport->abort(error.what());
+      throw;
+    }
+  } else {
+    run_in_process(options.ranks, kTimeout,
+                   [&](Transport& each) { calibrate_rank(options, each, "threads of a process"); });
+  }
+  return 0;
+}
+
 /// The closed loop: measures the kernels of other scenarios, predicts this one's step from them,
 /// executes it, and joins the two op by op.
 int validate_execution(Options& options) {
@@ -414,6 +477,12 @@ int validate_execution(Options& options) {
 
 /// The verb has two uses: the links of a cluster from nccl-tests, or a device by measuring it.
 int calibrate_something(const Options& options) {
+  if (options.ranks > 0) {
+    if (!options.nccl.empty() || !options.files.empty() || !options.cluster.empty()) {
+      reject("--ranks measures how ranks talk: without scenarios, --nccl and --cluster");
+    }
+    return calibrate_ranks(options);
+  }
   const bool nccl = !options.nccl.empty();
   const bool device = !options.files.empty();
   if (nccl == device) {
@@ -601,9 +670,10 @@ int main_of(int argc, char** argv) {
       ->needs("--collective")
       ->check(CLI::IsMember({"bf16", "fp8_tensor", "fp8_block"}));
 
-  CLI::App* calibrate_verb = app.add_subcommand(
-      "calibrate",
-      "measure this machine's kernels, or fit a cluster's link rates to output of nccl-tests");
+  CLI::App* calibrate_verb = app.add_subcommand("calibrate",
+                                                "measure this machine's kernels, or how its ranks "
+                                                "talk, or fit a cluster's link rates to output of "
+                                                "nccl-tests");
   calibrate_verb
       ->add_option("scenarios", options.files, "scenario files: what their steps need is measured")
       ->expected(0, 64);
@@ -632,6 +702,13 @@ int main_of(int argc, char** argv) {
   calibrate_verb->add_option("--nccl", options.nccl, "what nccl-tests printed, or wrote as JSON")
       ->expected(1, 1024);
   calibrate_verb->add_option("--cluster", options.cluster, "cluster file to start from");
+  calibrate_verb
+      ->add_option("--ranks", options.ranks,
+                   "measure how so many ranks on this machine talk (as `run --execute` runs them; "
+                   "under mpirun, those), and write a cluster to --out")
+      ->check(CLI::Range(2, 64));
+  calibrate_verb->add_option("--profile", options.profile, "the cluster's device, with --ranks")
+      ->needs("--ranks");
   calibrate_verb
       ->add_option("--keep", options.fit.keep, "quantities to leave alone, as nvlink.bandwidth,...")
       ->delimiter(',');

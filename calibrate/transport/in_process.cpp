@@ -1,7 +1,12 @@
 #include <fmt/core.h>
 
+#include <condition_variable>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <mutex>
+#include <set>
 #include <thread>
 
 #include "calibrate/transport/matcher.hpp"
@@ -149,32 +154,67 @@ std::vector<std::unique_ptr<Transport>> make_in_process_transports(
   return transports;
 }
 
+namespace {
+
+/// What became of the bodies of run_in_process.
+struct Outcome {
+  std::mutex mutex;
+  std::condition_variable changed;
+  std::set<int> running;
+  std::exception_ptr first;  // in time
+  std::exception_ptr first_echo;
+
+  std::exception_ptr error() const { return first ? first : first_echo; }
+};
+
+void run_rank(Transport& transport, const std::function<void(Transport&)>& body, Outcome& outcome) {
+  try {
+    body(transport);
+  } catch (const std::exception& error) {
+    {
+      const auto* failed = dynamic_cast<const TransportError*>(&error);
+      const std::lock_guard lock(outcome.mutex);
+      auto& slot = failed != nullptr && failed->is_echo() ? outcome.first_echo : outcome.first;
+      if (!slot) slot = std::current_exception();
+    }
+    transport.abort(error.what());
+  }
+  const std::lock_guard lock(outcome.mutex);
+  outcome.running.erase(transport.rank());
+  outcome.changed.notify_all();
+}
+
+/// Until all have returned; when one has failed, for `patience` more.
+void wait_for_all(Outcome& outcome, std::chrono::nanoseconds patience) {
+  std::unique_lock lock(outcome.mutex);
+  outcome.changed.wait(lock, [&] { return outcome.running.empty() || outcome.error(); });
+  if (outcome.changed.wait_for(lock, patience, [&] { return outcome.running.empty(); })) return;
+  try {
+    std::rethrow_exception(outcome.error());
+  } catch (const std::exception& error) {
+    const std::vector<int> hung(outcome.running.begin(), outcome.running.end());
+    fmt::print(stderr, "orrery: error: {}\norrery: {} did not end: giving up\n", error.what(),
+               list_ranks(hung));
+  }
+  std::fflush(nullptr);
+  std::_Exit(1);
+}
+
+}  // namespace
+
 void run_in_process(int ranks, std::chrono::nanoseconds timeout,
                     const std::function<void(Transport&)>& body) {
   std::vector<std::unique_ptr<Transport>> transports = make_in_process_transports(ranks, timeout);
-  struct Errors {
-    std::mutex mutex;
-    std::exception_ptr first;  // in time
-    std::exception_ptr first_echo;
-  } errors;
-  const auto run = [&](std::unique_ptr<Transport> transport) {
-    try {
-      body(*transport);
-    } catch (const std::exception& error) {
-      {
-        const auto* failed = dynamic_cast<const TransportError*>(&error);
-        const std::lock_guard lock(errors.mutex);
-        auto& slot = failed != nullptr && failed->is_echo() ? errors.first_echo : errors.first;
-        if (!slot) slot = std::current_exception();
-      }
-      transport->abort(error.what());
-    }
-  };
+  Outcome outcome;
+  for (int rank = 0; rank < ranks; ++rank) outcome.running.insert(rank);
   std::vector<std::thread> threads;
-  for (auto& transport : transports) threads.emplace_back(run, std::move(transport));
+  for (auto& transport : transports) {
+    // A rank has left when its body returns, not when all have.
+    threads.emplace_back([&, mine = std::move(transport)] { run_rank(*mine, body, outcome); });
+  }
+  wait_for_all(outcome, timeout + std::chrono::seconds(1));
   for (std::thread& thread : threads) thread.join();
-  if (errors.first) std::rethrow_exception(errors.first);
-  if (errors.first_echo) std::rethrow_exception(errors.first_echo);
+  if (outcome.error()) std::rethrow_exception(outcome.error());
 }
 
 }  // namespace orrery

@@ -222,22 +222,24 @@ class Progress {
     return {std::move(posts), order_};
   }
 
-  /// Without anything to wait for, until there is; else for a sixteenth of the time that nothing
-  /// has happened for: little beside it, and long enough to leave the core to others.
+  /// Without anything to wait for, until there is. Else the core is left to others: as long as
+  /// messages usually take, at once back if nobody wants it; then for a sixteenth of the time that
+  /// nothing has happened for, which is little beside it.
   void rest(int idle, Order order) {
-    constexpr int kYields = 20;
+    constexpr auto kUsual = 100us;  // a sleep takes about as long as this to end
     std::unique_lock lock(mutex_);
     const auto called = [&] { return !posts_.empty() || order_ != order; };
     if (idle == 1) idle_since_ = Clock::now();
     if (active_.size() == 1 && !matcher_.has_receives() && order == Order::run) {
       changed_.wait(lock, called);
-    } else if (idle <= kYields) {
+      return;
+    }
+    const std::chrono::nanoseconds idle_for = Clock::now() - idle_since_;
+    if (idle_for < kUsual) {
       lock.unlock();
       std::this_thread::yield();
     } else {
-      const auto idle_for = std::chrono::nanoseconds(Clock::now() - idle_since_);
-      changed_.wait_for(lock, std::clamp<std::chrono::nanoseconds>(idle_for / 16, 5us, 1ms),
-                        called);
+      changed_.wait_for(lock, std::min<std::chrono::nanoseconds>(idle_for / 16, 1ms), called);
     }
   }
 

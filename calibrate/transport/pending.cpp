@@ -82,6 +82,7 @@ std::optional<PendingRequests::Failed> PendingRequests::wait_all(std::span<const
                                                                  std::chrono::nanoseconds timeout) {
   const auto deadline = std::chrono::steady_clock::now() + timeout;
   std::unique_lock lock(mutex_);
+  const bool failed_before = failure_.has_value();
   for (const Request request : requests) {
     ORRERY_CHECK(requests_.count(request.id) > 0, "rank {}: request {} was waited for already",
                  rank_, request.id);
@@ -103,7 +104,11 @@ std::optional<PendingRequests::Failed> PendingRequests::wait_all(std::span<const
   }
   const std::string where = fmt::format("rank {}: {}: ", rank_, op.str());
   if (failure_) {
-    return Failed{.text = where + told_by(rank_, *failure_), .is_echo = failure_->rank != rank_};
+    // Of several ranks that wait in a circle, or in a chain, the one that nobody hears from is the
+    // one to look at: so say whom this one was waiting for.
+    const std::string also = failed_before ? "" : "; here: " + waiting_for(requests, false);
+    return Failed{.text = where + told_by(rank_, *failure_) + also,
+                  .is_echo = failure_->rank != rank_};
   }
   const std::string why = peer_is_gone()
                               ? waiting_for(requests, true) + ": left before"

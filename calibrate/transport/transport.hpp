@@ -121,7 +121,9 @@ std::vector<std::unique_ptr<Transport>> make_in_process_transports(
     int ranks, std::chrono::nanoseconds timeout);
 
 /// Runs `body` as ranks 0 .. n-1, a thread each, and returns when all have returned. What a body
-/// throws aborts its rank; the error of the rank that failed first is thrown again.
+/// throws aborts its rank; the error of the rank that failed first is thrown again. A body that
+/// goes on for longer than `timeout` after that hangs, and threads cannot be ended: then the
+/// process says which rank it is and exits with 1.
 void run_in_process(int ranks, std::chrono::nanoseconds timeout,
                     const std::function<void(Transport&)>& body);
 

@@ -249,8 +249,9 @@ TEST(InProcess, ARankThatThrowsFailsTheOthersAtOnceInItsOwnWords) {
   });
   EXPECT_LT(std::chrono::steady_clock::now() - began, 10s);
   for (const std::size_t rank : {0U, 1U, 3U}) {
-    EXPECT_EQ(errors[rank], "rank " + std::to_string(rank) +
-                                ": op 9: rank 2 failed: GEMM: not a number in row 5");
+    EXPECT_THAT(errors[rank],
+                testing::StartsWith("rank " + std::to_string(rank) +
+                                    ": op 9: rank 2 failed: GEMM: not a number in row 5"));
   }
   EXPECT_THROW(run_in_process(3, 60s,
                               [](Transport& t) {
@@ -276,7 +277,43 @@ TEST(InProcess, ARankThatLeavesIsNoticedAtOnce) {
     }
   });
   EXPECT_EQ(errors[0], "rank 0: second: nothing from rank 1: left before");
-  EXPECT_EQ(errors[2], "rank 2: third: rank 0 failed: second: nothing from rank 1: left before");
+  EXPECT_THAT(errors[2],
+              testing::StartsWith(
+                  "rank 2: third: rank 0 failed: second: nothing from rank 1: left before"));
+}
+
+TEST(InProcess, RanksThatWaitForEachOtherSayForWhom) {
+  // Rank 0 waits for 1, which waits for 2, which hangs. Rank 0 gives up first.
+  std::atomic<int> failed{0};
+  const auto errors = errors_of(3, 1s, [&](Transport& t) {
+    if (t.rank() == 2) {
+      while (failed.load() < 2) std::this_thread::sleep_for(5ms);
+      return;
+    }
+    if (t.rank() == 1) std::this_thread::sleep_for(100ms);
+    std::array<std::byte, 1> byte{};
+    try {
+      t.wait(t.post_receive(t.rank() + 1, 1, byte), "PP(F)");
+    } catch (...) {
+      ++failed;
+      throw;
+    }
+  });
+  EXPECT_EQ(errors[0], "rank 0: PP(F): nothing from rank 1 within 1 s");
+  EXPECT_EQ(errors[1],
+            "rank 1: PP(F): rank 0 failed: PP(F): nothing from rank 1 within 1 s; here: nothing "
+            "from rank 2");
+}
+
+TEST(InProcessDeathTest, ARankThatNeverComesBackEndsTheProcess) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_EXIT(run_in_process(3, 100ms,
+                             [](Transport& t) {
+                               if (t.rank() == 1) std::this_thread::sleep_for(1h);
+                               t.barrier("end of a step");
+                             }),
+              testing::ExitedWithCode(1),
+              "error: rank [02]: end of a step: nothing from rank [0-2].*\n.*rank 1 did not end");
 }
 
 TEST(InProcess, AfterAFailureNothingTouchesTheMemoryOfRequests) {

@@ -203,7 +203,11 @@ TEST_F(Cli, UsageErrorsExitWithTwo) {
       {"calibrate", kV3, "--out", path("p.yaml"), "--device", "tpu"},
       {"calibrate", kNode, "--out", path("p.yaml")},
       {"calibrate", "--nccl", kTable, "--cluster", kNode, "--resume"},
-      {"calibrate", "--nccl", kTable, "--cluster", kNode, "--keep", "everything"}};
+      {"calibrate", "--nccl", kTable, "--cluster", kNode, "--keep", "everything"},
+      {"calibrate", "--ranks", "2", "--out", path("c.yaml")},
+      {"calibrate", "--ranks", "1", "--out", path("c.yaml"), "--profile", kNode},
+      {"calibrate", "--ranks", "2", "--out", path("c.yaml"), "--profile", path("none.yaml")},
+      {"calibrate", "--ranks", "2", "--out", path("c.yaml"), "--profile", kNode, kV3}};
   for (const auto& args : wrong) {
     const Result r = orrery(args);
     EXPECT_EQ(r.status, 2) << (args.empty() ? "" : args.back());
@@ -312,6 +316,18 @@ TEST_F(Cli, CalibrateReadsWhatNetworkPrints) {
     // The profile is found from where the file is now.
     EXPECT_EQ(orrery({"network", path("fitted.yaml"), "--collective", "dispatch"}).status, 0);
   }
+}
+
+TEST_F(Cli, CalibrateMeasuresHowRanksTalk) {
+  const Result r =
+      orrery({"calibrate", "--ranks", "2", "--time-limit", "0.5", "--profile",
+              ORRERY_SOURCE_DIR "/scenarios/profiles/h100.yaml", "--out", path("local.yaml")});
+  EXPECT_EQ(r.status, 0) << r.err;
+  EXPECT_TRUE(contains(r.out, "inside a node, held out")) << r.out;
+  // What it wrote is a cluster that prices.
+  const Result asked = orrery({"network", path("local.yaml"), "--collective", "all_reduce"});
+  EXPECT_EQ(asked.status, 0) << asked.err;
+  EXPECT_TRUE(contains(slurp(path("local.yaml")), "measured on this machine"));
 }
 
 TEST_F(Cli, CalibrateLeavesNothingBehindWhereInputIsWrong) {
