@@ -132,6 +132,9 @@ void add_floats(const float* from, float* to, std::int64_t count);
 
 /// x[i] = exp(x[i] - shift); returns their sum. x[i] - shift must be at most 88.
 float exp_minus(float* x, std::int64_t count, float shift);
+/// Of position * frequency[i], within 2^-24 and a rounding of the product to double.
+void cosines_and_sines(std::int32_t position, const double* frequency, float* cosine, float* sine,
+                       std::int64_t count);
 float largest_of(const float* x, std::int64_t count);
 /// 0 of none; NaN does not count.
 float largest_magnitude(const float* x, std::int64_t count);
