@@ -1,6 +1,3 @@
-#include <cmath>
-#include <numbers>
-
 #include "kernels/cpu/clones.hpp"
 #include "kernels/cpu/cpu_kernels.hpp"
 #include "kernels/cpu/rows.hpp"
@@ -8,11 +5,21 @@
 namespace orrery::kernels::cpu {
 namespace {
 
-float normal_below(float x) {
-  return 0.5F * std::erfc(-x / std::numbers::sqrt2_v<float>);
+ORRERY_CLONES
+void gelu(const float* __restrict in, float weight, float* __restrict out, std::int64_t width) {
+  for (std::int64_t c = 0; c < width; ++c) out[c] = in[c] * normal_below(in[c]) * weight;
 }
-float normal_density(float x) {
-  return 0.398942280F * std::exp(-x * x / 2);
+
+/// `again`: the output.
+ORRERY_CLONES
+void gelu_gradient(const float* __restrict in, const float* __restrict d_out, float weight,
+                   float* __restrict d_in, float* __restrict again, std::int64_t width) {
+  constexpr float kDensity = 0.398942280F;  // of the standard normal distribution at 0
+  for (std::int64_t c = 0; c < width; ++c) {
+    const float x = in[c], below = normal_below(x);
+    d_in[c] = d_out[c] * weight * (below + x * kDensity * exponential(-0.5F * x * x));
+    again[c] = x * below * weight;
+  }
 }
 
 ORRERY_CLONES
@@ -56,8 +63,7 @@ void run(const ActivationForward& a) {
                if (weight == 0) {
                  std::fill_n(out, width, 0.0F);
                } else if (a.kind == Activation::gelu) {
-                 for (std::int64_t c = 0; c < width; ++c)
-                   out[c] = in[c] * normal_below(in[c]) * weight;
+                 gelu(in, weight, out, width);
                } else {
                  swiglu(in, in + width, weight, out, width);
                }
@@ -82,11 +88,7 @@ void run(const ActivationBackward& a) {
                  std::fill_n(d_in, a.in.columns, 0.0F);
                  std::fill_n(again, width, 0.0F);
                } else if (a.kind == Activation::gelu) {
-                 for (std::int64_t c = 0; c < width; ++c) {
-                   const float below = normal_below(in[c]);
-                   d_in[c] = d_out[c] * weight * (below + in[c] * normal_density(in[c]));
-                   again[c] = in[c] * below * weight;
-                 }
+                 gelu_gradient(in, d_out, weight, d_in, again, width);
                } else {
                  swiglu_gradient(in, in + width, d_out, weight, d_in, d_in + width, again, width);
                }

@@ -96,6 +96,31 @@ inline float exponential(float x) {
   return x < kSmallest ? 0.0F : p * power;
 }
 
+/// The standard normal distribution up to x, to 5e-7 of its value: half of erfc(z) = t exp(-z^2 + a
+/// polynomial in t) with z = |x| / sqrt(2), t = 1 / (1 + z / 2) (Press et al., Numerical Recipes in
+/// C, 1992, 6.2, erfcc).
+inline float normal_below(float x) {
+  const float all = std::bit_cast<float>(std::bit_cast<std::uint32_t>(x) & 0x7FFFFFFFU);
+  const float magnitude = all > 20.0F ? 20.0F : all;  // where nothing is left above
+  const float t = 1 / (1 + 0.353553391F * magnitude);
+  float p = 0.17087277F;
+  p = p * t - 0.82215223F;
+  p = p * t + 1.48851587F;
+  p = p * t - 1.13520398F;
+  p = p * t + 0.27886807F;
+  p = p * t - 0.18628806F;
+  p = p * t + 0.09678418F;
+  p = p * t + 0.37409196F;
+  p = p * t + 1.00002368F;
+  p = p * t - 1.26551223F;
+  // x^2 in two parts, the first of which is exact: exp(-x^2 / 2) is off by x^2 / 2 times as much as
+  // what it is taken of.
+  const float high = std::bit_cast<float>(std::bit_cast<std::uint32_t>(magnitude) & 0xFFFFF000U);
+  const float low = (magnitude - high) * (magnitude + high);
+  const float above = 0.5F * t * exponential(-0.5F * high * high) * exponential(p - 0.5F * low);
+  return x < 0 ? above : 1 - above;
+}
+
 inline constexpr std::int64_t kLanes = 16;
 
 /// The sum of term(i) for i < count: as many partial sums as the widest vectors have lanes, so that
@@ -132,6 +157,9 @@ void add_floats(const float* from, float* to, std::int64_t count);
 
 /// x[i] = exp(x[i] - shift); returns their sum. x[i] - shift must be at most 88.
 float exp_minus(float* x, std::int64_t count, float shift);
+/// Of position * frequency[i], within 2^-24 and a rounding of the product to double.
+void cosines_and_sines(std::int32_t position, const double* frequency, float* cosine, float* sine,
+                       std::int64_t count);
 float largest_of(const float* x, std::int64_t count);
 /// 0 of none; NaN does not count.
 float largest_magnitude(const float* x, std::int64_t count);

@@ -39,10 +39,9 @@ void run(const Rope& rope) {
     float* cosine = row_buffer(1, pairs);
     float* sine = row_buffer(2, pairs);
     for (std::int64_t r = first; r < last; ++r) {
-      for (std::int64_t i = 0; i < pairs; ++i) {
-        const double angle = rope.positions[r] * frequency[static_cast<std::size_t>(i)];
-        cosine[i] = static_cast<float>(std::cos(angle));
-        sine[i] = static_cast<float>(rope.inverse ? -std::sin(angle) : std::sin(angle));
+      cosines_and_sines(rope.positions[r], frequency.data(), cosine, sine, pairs);
+      if (rope.inverse) {
+        for (std::int64_t i = 0; i < pairs; ++i) sine[i] = -sine[i];
       }
       for (std::int64_t h = 0; h < rope.heads; ++h) {
         const Matrix head = columns_of(rope.x, h * rope.head_dim + rope.offset, rope.dim);

@@ -97,6 +97,43 @@ TEST(Convert, ExponentialAndItsSum) {
   }
 }
 
+TEST(Convert, NormalDistributionAsErfc) {
+  for (float x = -12.9F; x < 8; x += 0.00117F) {
+    const double exact = 0.5 * std::erfc(-double{x} / std::sqrt(2.0));
+    ASSERT_NEAR(normal_below(x), exact, 5e-7 * exact) << x;
+  }
+  const float infinity = std::numeric_limits<float>::infinity();
+  EXPECT_EQ(normal_below(infinity), 1);
+  EXPECT_EQ(normal_below(-infinity), 0);
+  EXPECT_TRUE(std::isnan(normal_below(std::numeric_limits<float>::quiet_NaN())));
+}
+
+TEST(Convert, CosinesAndSinesOfAnyPosition) {
+  std::vector<double> frequency;
+  for (int i = 0; i < 37; ++i) frequency.push_back(std::pow(10000.0, -i / 36.0));
+  std::vector<float> cosine(frequency.size()), sine(frequency.size());
+  std::mt19937 random(3);
+  std::vector<std::int32_t> positions{0,
+                                      1,
+                                      2,
+                                      3,
+                                      1 << 20,
+                                      std::numeric_limits<std::int32_t>::max(),
+                                      std::numeric_limits<std::int32_t>::min()};
+  for (int i = 0; i < 5000; ++i) {
+    positions.push_back(static_cast<std::int32_t>(random() >> random() % 31));
+  }
+  for (const std::int32_t position : positions) {
+    cosines_and_sines(position, frequency.data(), cosine.data(), sine.data(),
+                      static_cast<std::int64_t>(frequency.size()));
+    for (std::size_t i = 0; i < frequency.size(); ++i) {
+      const double angle = position * frequency[i];
+      ASSERT_NEAR(cosine[i], std::cos(angle), 0x1p-24) << position << " " << i;
+      ASSERT_NEAR(sine[i], std::sin(angle), 0x1p-24) << position << " " << i;
+    }
+  }
+}
+
 TEST(Convert, Largest) {
   std::mt19937 random(2);
   for (const std::size_t count : {1U, 5U, 16U, 33U, 200U}) {
