@@ -135,6 +135,7 @@ LinearFit fit_linear(const std::vector<NetworkPoint>& points) {
   }
   const Line line = least_squares(fitted);
   std::vector<double> ratios;
+  ratios.reserve(held_out.size());
   for (const NetworkPoint* p : held_out) {
     ratios.push_back((line.a + line.b * bytes_sent(*p)) / p->seconds.median);
   }
