@@ -96,7 +96,7 @@ const LinearFit& line_of(const std::vector<LinearFit>& lines, NcclOp op, std::in
 Cluster first_guess(const LocalClusterInputs& in, const std::vector<LinearFit>& lines) {
   const LinearFit& exchange = line_of(lines, NcclOp::alltoall, in.ranks);
   const LinearFit& reduction = line_of(lines, NcclOp::all_reduce, in.ranks);
-  constexpr double kLeast_s = 1e-7;
+  constexpr double kLeastSeconds = 1e-7;
   Cluster c;
   c.name = in.name;
   c.gpus_per_node = in.ranks;
@@ -108,11 +108,11 @@ Cluster first_guess(const LocalClusterInputs& in, const std::vector<LinearFit>& 
   }
   c.nvlink_peak_bytes_per_s = rounded_rate(1.001 * c.nvlink_peak_bytes_per_s);
   c.nvlink.bandwidth_bytes_per_s = exchange.bytes_per_s;
-  c.nvlink.latency_s = rounded_time(std::max(exchange.base_s, kLeast_s));
+  c.nvlink.latency_s = rounded_time(std::max(exchange.base_s, kLeastSeconds));
   CollectiveRates& r = c.collectives;
-  r.base_s = std::max(exchange.base_s / 2, kLeast_s);
-  r.nvlink_hop_s =
-      std::max((reduction.base_s - r.base_s) / (2.0 * static_cast<double>(in.ranks - 1)), kLeast_s);
+  r.base_s = std::max(exchange.base_s / 2, kLeastSeconds);
+  r.nvlink_hop_s = std::max(
+      (reduction.base_s - r.base_s) / (2.0 * static_cast<double>(in.ranks - 1)), kLeastSeconds);
   r.low_latency_bytes_per_s = reduction.bytes_per_s;
   r.bulk_latency_s = r.base_s;
   r.copy_bytes_per_s = rounded_rate(in.copy_bytes_per_s);
@@ -135,6 +135,7 @@ LinearFit fit_linear(const std::vector<NetworkPoint>& points) {
   }
   const Line line = least_squares(fitted);
   std::vector<double> ratios;
+  ratios.reserve(held_out.size());
   for (const NetworkPoint* p : held_out) {
     ratios.push_back((line.a + line.b * bytes_sent(*p)) / p->seconds.median);
   }
@@ -150,6 +151,7 @@ LocalCluster fit_local_cluster(const LocalClusterInputs& inputs, Problems& probl
   const Groups groups = by_group(inputs.points);
   for (const auto& [key, points] : groups) local.lines.push_back(fit_linear(points));
   std::vector<double> noise;
+  noise.reserve(inputs.points.size());
   for (const NetworkPoint& p : inputs.points) noise.push_back(p.seconds.mad / p.seconds.median);
   local.typical_noise = median(noise);
   local.largest_noise = *std::max_element(noise.begin(), noise.end());

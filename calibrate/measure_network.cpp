@@ -202,7 +202,7 @@ std::vector<NetworkPoint> measure_network(Transport& transport,
   std::vector<Wanted> wanted;
   for (int members = 2; members <= transport.ranks(); ++members) {
     if (transport.ranks() % members != 0) continue;
-    const std::int64_t unit = 16 * members;
+    const std::int64_t unit = std::int64_t{16} * members;
     for (const NcclOp op : {NcclOp::all_reduce, NcclOp::all_gather, NcclOp::reduce_scatter,
                             NcclOp::alltoall, NcclOp::sendrecv}) {
       for (std::int64_t bytes = options.least_bytes; bytes <= options.most_bytes; bytes *= 2) {

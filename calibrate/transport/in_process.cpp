@@ -146,8 +146,10 @@ class InProcessTransport final : public Transport {
 std::vector<std::unique_ptr<Transport>> make_in_process_transports(
     int ranks, std::chrono::nanoseconds timeout) {
   auto posts = std::make_shared<Posts>();
+  posts->reserve(static_cast<std::size_t>(ranks));
   for (int rank = 0; rank < ranks; ++rank) posts->push_back(std::make_unique<Post>(rank));
   std::vector<std::unique_ptr<Transport>> transports;
+  transports.reserve(posts->size());
   for (int rank = 0; rank < ranks; ++rank) {
     transports.push_back(std::make_unique<InProcessTransport>(rank, posts, timeout));
   }
@@ -208,6 +210,7 @@ void run_in_process(int ranks, std::chrono::nanoseconds timeout,
   Outcome outcome;
   for (int rank = 0; rank < ranks; ++rank) outcome.running.insert(rank);
   std::vector<std::thread> threads;
+  threads.reserve(transports.size());
   for (auto& transport : transports) {
     // A rank has left when its body returns, not when all have.
     threads.emplace_back([&, mine = std::move(transport)] { run_rank(*mine, body, outcome); });

@@ -106,9 +106,10 @@ std::optional<PendingRequests::Failed> PendingRequests::wait_all(std::span<const
   if (failure_) {
     // Of several ranks that wait in a circle, or in a chain, the one that nobody hears from is the
     // one to look at: so say whom this one was waiting for.
-    const std::string also = failed_before ? "" : "; here: " + waiting_for(requests, false);
-    return Failed{.text = where + told_by(rank_, *failure_) + also,
-                  .is_echo = failure_->rank != rank_};
+    const bool is_echo = failure_->rank != rank_;
+    const std::string also =
+        is_echo && !failed_before ? "; here: " + waiting_for(requests, false) : "";
+    return Failed{.text = where + told_by(rank_, *failure_) + also, .is_echo = is_echo};
   }
   const std::string why = peer_is_gone()
                               ? waiting_for(requests, true) + ": left before"

@@ -13,7 +13,7 @@
 #include <span>
 #include <stdexcept>
 #include <string>
-#include <string_view>
+#include <type_traits>
 #include <vector>
 
 #include "sim/ids.hpp"
