@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <deque>
 #include <mutex>
 #include <thread>
 
@@ -78,6 +79,10 @@ class Ledger {
     if (++arrived_ < times_.size()) return;
     timelines_.push_back(merge_times(program_, times_));
     open_.seconds = seconds(timelines_.back().makespan_ps());
+    // The first step touches memory for the first time; and long runs must not keep all.
+    if (timelines_.size() > (timelines_.size() == 2 && steps_.size() == 1 ? 1 : kTimelinesKept)) {
+      timelines_.pop_front();
+    }
     steps_.push_back(open_);
     if (options_.progress) options_.progress(open_);
     open_ = {};
@@ -86,16 +91,13 @@ class Ledger {
 
   std::vector<TrainedStep> steps() const { return steps_; }
 
-  /// Of the step whose duration is the median of all but the first, which touches memory for the
-  /// first time.
+  /// Of the step whose duration is the median of the last ones, without the first of all.
   Timeline median() {
-    std::vector<std::size_t> order;
-    for (std::size_t i = timelines_.size() > 1 ? 1 : 0; i < timelines_.size(); ++i)
-      order.push_back(i);
-    std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
-      return timelines_[a].makespan_ps() < timelines_[b].makespan_ps();
-    });
-    return std::move(timelines_[order[(order.size() - 1) / 2]]);
+    const auto shorter = [](const Timeline& a, const Timeline& b) {
+      return a.makespan_ps() < b.makespan_ps();
+    };
+    std::stable_sort(timelines_.begin(), timelines_.end(), shorter);
+    return std::move(timelines_[(timelines_.size() - 1) / 2]);
   }
 
  private:
@@ -107,7 +109,8 @@ class Ledger {
   std::size_t arrived_ = 0;
   TrainedStep open_;
   std::vector<TrainedStep> steps_;
-  std::vector<Timeline> timelines_;
+  static constexpr std::size_t kTimelinesKept = 33;
+  std::deque<Timeline> timelines_;
 };
 
 int threads_per_rank(const TrainOptions& options, int ranks) {

@@ -38,7 +38,7 @@ struct TrainOptions {
 struct TrainingRun {
   std::vector<TrainedStep> steps;
   Program program;
-  /// Of the step whose duration is the median of all but the first.
+  /// Of the step whose duration is the median of the last 33, without the first of all.
   Timeline timeline;
   std::string device;             ///< "Intel Xeon Processor, 2 threads; 4 ranks"
   std::int64_t memory_bytes = 0;  ///< largest of a rank

@@ -299,6 +299,52 @@ TEST_F(Cli, NetworkPrintsLinksAndTables) {
   EXPECT_EQ(document.at("sms"), 20);
 }
 
+const std::string kTiny = ORRERY_SOURCE_DIR "/scenarios/tiny_deepseek_cpu.yaml";
+
+TEST_F(Cli, RunTrainsForRealWhereAskedTo) {
+  const Result r = orrery({"run", kTiny, "--execute", "cpu", "--threads", "1", "--steps", "6",
+                           "--json", "-", "--trace", path("t.json")});
+  ASSERT_EQ(r.status, 0) << r.err;
+  const json j = json::parse(r.out);
+  EXPECT_TRUE(contains(j.at("executed_on").get<std::string>(), "1 thread"));
+  const json& steps = j.at("training");
+  ASSERT_EQ(steps.size(), 6u);
+  // It starts at the logarithm of the vocabulary, 5.55, and text is easy to do better on.
+  EXPECT_NEAR(steps[0].at("loss").get<double>(), 5.6, 0.3);
+  EXPECT_LT(steps[5].at("loss").get<double>(), 4.5);
+  EXPECT_GT(steps[5].at("seconds").get<double>(), 0);
+  EXPECT_FALSE(json::parse(slurp(path("t.json"))).at("traceEvents").empty());
+  const Result again =
+      orrery({"run", kTiny, "--execute", "cpu", "--threads", "2", "--steps", "6", "--json", "-"});
+  for (std::size_t s = 0; s < 6; ++s) {
+    EXPECT_EQ(json::parse(again.out).at("training")[s].at("loss"), steps[s].at("loss")) << s;
+  }
+}
+
+TEST_F(Cli, RunSaysWhatCannotBeExecuted) {
+  const Result r =
+      orrery({"run", ORRERY_SOURCE_DIR "/scenarios/gpt3_175b_64_a100.yaml", "--execute", "cpu"});
+  EXPECT_EQ(r.status, 2);
+  EXPECT_TRUE(contains(r.err, "cannot be executed: its positions are learned")) << r.err;
+  EXPECT_TRUE(contains(r.err, "its linear layers have biases")) << r.err;
+  const Result gpu = orrery({"run", kTiny, "--execute", "cuda"});
+  EXPECT_EQ(gpu.status, 1);
+  EXPECT_TRUE(contains(gpu.err, "no GPU: ")) << gpu.err;
+  EXPECT_EQ(orrery({"run", kTiny, "--steps", "3"}).status, 2);
+  EXPECT_EQ(orrery({"run", kTiny, "--execute", "cpu", "--alone", "1"}).status, 1);
+}
+
+TEST_F(Cli, ValidateExecutesAndCompares) {
+  const Result r = orrery(
+      {"validate", kTiny, "--execute", "cpu", "--threads", "1", "--steps", "2", "--json", "-"});
+  ASSERT_EQ(r.status, 0) << r.err;
+  const json j = json::parse(r.out);
+  EXPECT_GT(j.at("measured_step_s").get<double>(), 0);
+  EXPECT_GT(j.at("all").at("ops").get<int>(), 1000);
+  // A CPU is no H800, which the scenario names: what it would take is far less.
+  EXPECT_LT(j.at("predicted_step_s").get<double>(), j.at("measured_step_s").get<double>());
+}
+
 TEST_F(Cli, CalibrateReadsWhatNetworkPrints) {
   // Text and JSON of the same made-up measurement lead to the same cluster, which is the one asked.
   std::vector<std::string> ask = {"network", kNode, "--collective", "all_reduce"};
