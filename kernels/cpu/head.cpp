@@ -20,16 +20,20 @@ void softmax_of(float* x, float lse, float scale, std::int64_t count) {
 }  // namespace
 
 void run(const Embedding& e) {
+  const bool same = e.table.format == e.out.format;
+  const auto bytes = static_cast<std::size_t>(element_bytes(1, e.out.columns, e.out.format));
   for_rows(e.out.rows, e.out.columns, [&](std::int64_t first, std::int64_t last) {
     float* row = row_buffer(0, e.out.columns);
     for (std::int64_t r = first; r < last; ++r) {
       const std::int64_t at = e.tokens[r] - e.first_row;
-      if (at >= 0 && at < e.table.rows) {
-        load_row(e.table, at, row);
+      if (at < 0 || at >= e.table.rows) {
+        std::memset(row_begin(e.out, r), 0, bytes);
+      } else if (same) {
+        std::memcpy(row_begin(e.out, r), row_begin(e.table, at), bytes);
       } else {
-        std::fill_n(row, e.out.columns, 0.0F);
+        load_row(e.table, at, row);
+        store_row(e.out, r, row);
       }
-      store_row(e.out, r, row);
     }
   });
 }
