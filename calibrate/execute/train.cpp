@@ -80,9 +80,7 @@ class Ledger {
     timelines_.push_back(merge_times(program_, times_));
     open_.seconds = seconds(timelines_.back().makespan_ps());
     // The first step touches memory for the first time; and long runs must not keep all.
-    if (timelines_.size() > (timelines_.size() == 2 && steps_.size() == 1 ? 1 : kTimelinesKept)) {
-      timelines_.pop_front();
-    }
+    if (steps_.size() == 1 || timelines_.size() > kTimelinesKept) timelines_.pop_front();
     steps_.push_back(open_);
     if (options_.progress) options_.progress(open_);
     open_ = {};
