@@ -118,24 +118,26 @@ class NormalSequence {
 
 }  // namespace
 
-std::string why_not_executable(const Model& model) {
+std::vector<std::string> why_not_executable(const Model& model) {
   const Attention& a = model.attention;
-  if (model.norm != Norm::rms || model.norm_bias) return "its norms are not RMSNorm";
-  if (model.activation != Activation::swiglu) return "its activation is not SwiGLU";
-  if (model.learned_positions) return "it has learned positions";
-  if (a.qkv_bias || a.output_bias || model.feed_forward_bias)
-    return "its linear layers have biases";
-  if (model.moe && model.moe->shared_gate) return "its shared experts have a gate";
-  if (a.mla && a.qk_norm) return "it has both latent attention and norms of queries and keys";
-  if ((a.mla ? a.mla->qk_rope_head_dim : a.head_dim) % 2 != 0) {
-    return "its rotary columns are odd in number";
-  }
-  return {};
+  std::vector<std::string> reasons;
+  const auto refuse = [&](bool when, const char* why) {
+    if (when) reasons.emplace_back(why);
+  };
+  refuse(model.norm != Norm::rms || model.norm_bias, "its norms are not RMSNorm");
+  refuse(model.activation != Activation::swiglu, "its activation is not SwiGLU");
+  refuse(model.learned_positions, "its positions are learned, and only rotary ones are executed");
+  refuse(a.qkv_bias || a.output_bias || model.feed_forward_bias, "its linear layers have biases");
+  refuse(model.moe && model.moe->shared_gate, "its shared experts have a gate");
+  refuse(a.mla && a.qk_norm, "it has both latent attention and norms of queries and keys");
+  refuse((a.mla ? a.mla->qk_rope_head_dim : a.head_dim) % 2 != 0,
+         "its rotary columns are odd in number");
+  return reasons;
 }
 
 std::vector<Parameter> parameters_of(const Model& model) {
-  const std::string why = why_not_executable(model);
-  ORRERY_CHECK(why.empty(), "{} cannot be executed: {}", model.name, why);
+  const std::vector<std::string> why = why_not_executable(model);
+  ORRERY_CHECK(why.empty(), "{} cannot be executed: {}", model.name, why[0]);
   ParameterList list(model);
   list.matrix("embedding", model.vocabulary, model.hidden);
   for (std::int64_t layer = 0; layer < model.layers; ++layer) {

@@ -49,9 +49,9 @@ struct Parameter {
 /// The model has to be executable (why_not_executable is empty).
 std::vector<Parameter> parameters_of(const Model& model);
 
-/// Why a model, though it can be simulated, cannot be executed ("it has learned positions"); empty
-/// if it can: RMSNorm, SwiGLU, no biases, rotary positions over an even number of columns.
-std::string why_not_executable(const Model& model);
+/// Why a model, though it can be simulated, cannot be executed, in one sentence each; empty if it
+/// can: RMSNorm, SwiGLU, no biases, rotary positions over an even number of columns.
+std::vector<std::string> why_not_executable(const Model& model);
 
 /// What a model starts from: N(0, deviation^2) for matrices, 1 for gains, 0 for selection biases.
 /// V3 has a deviation of 0.006 (report 4.2); of small models 0.02 (GPT-2's) is usual.

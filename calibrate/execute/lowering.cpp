@@ -5,6 +5,7 @@
 #include <fmt/core.h>
 
 #include "calibrate/execute/rank_lowering.hpp"
+#include "calibrate/initial_parameters.hpp"
 #include "sim/check.hpp"
 
 namespace orrery {
@@ -35,16 +36,10 @@ std::vector<std::string> why_not_executable(const Scenario& scenario) {
   const Plan& plan = scenario.plan;
   const Parallelism& p = plan.parallelism;
   const Precision& precision = plan.precision;
-  std::vector<std::string> reasons;
+  std::vector<std::string> reasons = why_not_executable(m);
   const auto refuse = [&](bool when, std::string why) {
     if (when) reasons.push_back(std::move(why));
   };
-  refuse(m.norm != Norm::rms || m.norm_bias, "its norms are not RMSNorm without bias");
-  refuse(m.activation != Activation::swiglu, "its activation is not SwiGLU");
-  refuse(m.learned_positions, "its positions are learned, and only rotary ones are executed");
-  refuse(m.attention.qkv_bias || m.attention.output_bias || m.feed_forward_bias,
-         "its linear layers have biases");
-  refuse(m.moe && m.moe->shared_gate, "its shared experts have a gate");
   refuse(m.tied_embeddings && p.pp > 1,
          "its head is tied to an embedding on another stage: pp 1 would do");
   refuse(m.attention.mla && m.attention.mla->q_lora_rank == 0 && p.tp > 1,

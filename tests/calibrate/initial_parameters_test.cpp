@@ -67,10 +67,14 @@ TEST(Parameters, OfATinyDeepSeekHaveTheShapesOfItsLayers) {
 }
 
 TEST(Parameters, ModelsThatCannotBeExecutedSayWhy) {
-  EXPECT_EQ(why_not_executable(shipped("gpt3_175b")), "its norms are not RMSNorm");
-  EXPECT_EQ(why_not_executable(shipped("qwen2_5_7b")), "its linear layers have biases");
-  EXPECT_EQ(why_not_executable(shipped("deepseek_v3")), "");
-  EXPECT_EQ(why_not_executable(shipped("llama3_405b")), "");
+  using Reasons = std::vector<std::string>;
+  EXPECT_EQ(why_not_executable(shipped("gpt3_175b")),
+            (Reasons{"its norms are not RMSNorm", "its activation is not SwiGLU",
+                     "its positions are learned, and only rotary ones are executed",
+                     "its linear layers have biases"}));
+  EXPECT_EQ(why_not_executable(shipped("qwen2_5_7b")), Reasons{"its linear layers have biases"});
+  EXPECT_EQ(why_not_executable(shipped("deepseek_v3")), Reasons());
+  EXPECT_EQ(why_not_executable(shipped("llama3_405b")), Reasons());
 }
 
 TEST(InitialValues, OfAPartAreThoseOfTheWhole) {
