@@ -6,6 +6,7 @@
 #include <cmath>
 #include <map>
 #include <utility>
+#include <variant>
 
 #include "sim/check.hpp"
 
@@ -122,6 +123,21 @@ Cluster first_guess(const LocalClusterInputs& in, const std::vector<LinearFit>& 
   return c;
 }
 
+/// As the cluster file has it; of NcclOp those that are measured.
+MeasuredLine measured_line(const LinearFit& fit) {
+  constexpr double kLeastSeconds = 1e-9;
+  MeasuredLine line;
+  if (const auto shape = shape_of(fit.op, 1, fit.members, fit.members)) {
+    if (const auto* collective = std::get_if<Collective>(&shape->work))
+      line.kind = collective->kind;
+  }
+  line.ranks = fit.members;
+  line.base_s = rounded_time(std::max(fit.base_s, kLeastSeconds));
+  line.bytes_per_s = rounded_rate(fit.bytes_per_s);
+  line.spread = std::min(1.0, std::ceil(fit.held_out.percentile_68 * 1000) / 1000);
+  return line;
+}
+
 }  // namespace
 
 LinearFit fit_linear(const std::vector<NetworkPoint>& points) {
@@ -159,6 +175,7 @@ LocalCluster fit_local_cluster(const LocalClusterInputs& inputs, Problems& probl
   const NcclFitOptions options{.keep = {"collectives.copy_rate", "collectives.nvlink_pipeline"}};
   local.fit = fit_nccl(first_guess(inputs, local.lines), tables_of(groups), options, problems);
   Cluster& c = local.fit.cluster;
+  for (const LinearFit& line : local.lines) c.collectives.lines.push_back(measured_line(line));
   const HeldOutError& error = local.fit.node_held_out;
   c.collectives.source = fmt::format(
       "measured on this machine ({}): all_reduce, all_gather, reduce_scatter, alltoall and "

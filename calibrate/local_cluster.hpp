@@ -30,8 +30,9 @@ struct LocalCluster {
   std::vector<LinearFit> lines;  ///< by operation and size of group
   double typical_noise = 0;      ///< MAD over median of a point's samples: the median of all points
   double largest_noise = 0;
-  /// The cluster's own formulas (sim/network_prices.hpp), fitted to all of it at once: they know
-  /// one rate for all operations, so their error is the larger one. It is the cluster's spread.
+  /// The cluster with these lines, which price what was measured. Its formulas
+  /// (sim/network_prices.hpp), for what was not, are fitted to all of it at once; they know one
+  /// rate for all operations, so their error is the larger one. It is the cluster's spread.
   NcclFit fit;
 };
 

@@ -30,6 +30,24 @@ Path read_path(const Node& node, const std::string& what, Problems& problems) {
   return path;
 }
 
+MeasuredLine read_line(const Node& node, Problems& problems) {
+  using Kind = std::optional<CollectiveKind>;
+  MapReader map(node, problems, "collectives.lines");
+  MeasuredLine line;
+  line.kind = map.choice<Kind>("operation", {{"all_reduce", CollectiveKind::all_reduce},
+                                             {"all_gather", CollectiveKind::all_gather},
+                                             {"reduce_scatter", CollectiveKind::reduce_scatter},
+                                             {"all_to_all", CollectiveKind::all_to_all},
+                                             {"broadcast", CollectiveKind::broadcast},
+                                             {"send", std::nullopt}});
+  line.ranks = map.integer("ranks", 2, 1024);
+  line.base_s = map.quantity("base", Dimension::seconds);
+  line.bytes_per_s = map.quantity("bandwidth", Dimension::bytes_per_s);
+  line.spread = map.number("spread", 0, 1);
+  map.finish();
+  return line;
+}
+
 CollectiveRates read_collectives(const Node& node, bool nvls, bool several_nodes,
                                  Problems& problems) {
   MapReader map(node, problems, "collectives");
@@ -45,6 +63,10 @@ CollectiveRates read_collectives(const Node& node, bool nvls, bool several_nodes
   if (nvls || map.has("nvls_share")) rates.nvls_share = map.number("nvls_share", 0.01, 2);
   rates.spread = map.number("spread", 0, 1);
   rates.source = map.text("source");
+  const Node lines = map.at("lines");
+  for (std::size_t i = 0; i < lines.size(); ++i) {
+    rates.lines.push_back(read_line(lines[i], problems));
+  }
   if (several_nodes || map.has("nic_tree_hop")) {
     rates.nic_tree_hop_s = map.quantity("nic_tree_hop", Dimension::seconds);
     rates.nic_ring_hop_s = map.quantity("nic_ring_hop", Dimension::seconds);
@@ -170,7 +192,14 @@ std::string to_yaml(const CollectiveRates& r) {
         time(r.nic_tree_hop_s), time(r.nic_ring_hop_s), time(r.nic_peer_s),
         size(r.nic_pipeline_bytes), r.nic_spread);
   }
-  return out + fmt::format("  source: {}\n", in_quotes(r.source));
+  out += fmt::format("  source: {}\n", in_quotes(r.source));
+  if (!r.lines.empty()) out += "  lines:\n";
+  for (const MeasuredLine& line : r.lines) {
+    out += fmt::format("    - {{operation: {}, ranks: {}, base: {}, bandwidth: {}, spread: {}}}\n",
+                       line.kind ? name_of(*line.kind) : "send", line.ranks, time(line.base_s),
+                       rate(line.bytes_per_s), line.spread);
+  }
+  return out;
 }
 
 }  // namespace

@@ -4,10 +4,13 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "sim/config.hpp"
 #include "sim/fabric.hpp"
+#include "sim/shape.hpp"
 
 namespace orrery {
 
@@ -19,6 +22,18 @@ struct LinkRate {
   std::string source;
 
   friend bool operator==(const LinkRate&, const LinkRate&) = default;
+};
+
+/// What one operation was measured to take on so many ranks of a node, by itself:
+///   base_s + bytes that a rank sends / bytes_per_s.
+struct MeasuredLine {
+  std::optional<CollectiveKind> kind;  ///< nothing: a send
+  std::int64_t ranks = 0;
+  double base_s = 0;
+  double bytes_per_s = 0;
+  double spread = 0;  ///< held-out relative error
+
+  friend bool operator==(const MeasuredLine&, const MeasuredLine&) = default;
 };
 
 /// What a collective costs besides bytes over bandwidth; network_prices.cpp has the formulas.
@@ -48,6 +63,8 @@ struct CollectiveRates {
   double nic_pipeline_bytes = 0;       ///< per NIC and level of the tree
   double spread = 0;                   ///< held-out relative error inside a node
   double nic_spread = 0;               ///< and across nodes
+  /// Where there are some of an operation, they price it inside a node, and not the formulas.
+  std::vector<MeasuredLine> lines;
   std::string source;
 
   friend bool operator==(const CollectiveRates&, const CollectiveRates&) = default;

@@ -286,6 +286,45 @@ double one_node_s(CollectiveKind kind, double bytes, double ranks, const Cluster
   return 0;
 }
 
+// ---- measured lines
+
+/// Of those of an operation, the one of the nearest number of ranks; null where there is none.
+const MeasuredLine* line_of(const Cluster& cluster, std::optional<CollectiveKind> kind,
+                            std::int64_t ranks) {
+  const MeasuredLine* best = nullptr;
+  const auto off = [&](const MeasuredLine& line) {
+    return std::abs(std::log(static_cast<double>(line.ranks) / static_cast<double>(ranks)));
+  };
+  for (const MeasuredLine& line : cluster.collectives.lines) {
+    if (line.kind == kind && (best == nullptr || off(line) < off(*best))) best = &line;
+  }
+  return best;
+}
+
+Price price_by(const MeasuredLine& line, double bytes_sent, std::int64_t ranks) {
+  const bool exact = line.ranks == ranks;
+  return {.time_ps = from_seconds(line.base_s + bytes_sent / line.bytes_per_s),
+          .source = PriceSource::derived,
+          .spread = line.spread * (exact ? 1 : 2),
+          .extrapolated = !exact,
+          .note = fmt::format("base and bandwidth measured on {} ranks", line.ranks)};
+}
+
+/// What a rank sends on a ring, which is also what it sends when all exchange directly.
+double bytes_sent(CollectiveKind kind, double bytes, double ranks) {
+  switch (kind) {
+    case CollectiveKind::all_reduce:
+      return 2 * ring_bytes(bytes, ranks);
+    case CollectiveKind::all_gather:
+    case CollectiveKind::reduce_scatter:
+    case CollectiveKind::all_to_all:
+      return ring_bytes(bytes, ranks);
+    case CollectiveKind::broadcast:
+      return bytes;
+  }
+  return 0;
+}
+
 /// What a member's NIC sends for the double binary tree over nodes: a node passes S with two nodes
 /// and 2 S with more.
 double tree_nic_bytes(double bytes, const Group& g) {
@@ -349,6 +388,12 @@ Price price_exchange(const ExpertExchange& exchange, int sms, const Profile& pro
 
   if (table.id.empty()) {
     const ExchangeBytes b = bytes_of_exchange(exchange);
+    if (const MeasuredLine* line = line_of(cluster, CollectiveKind::all_to_all, exchange.ep);
+        !remote && line != nullptr) {
+      Price price = price_by(*line, b.nvlink, exchange.ep);
+      price.note += ", as an all-to-all: the profile has no expert_exchange";
+      return price;
+    }
     const double nic_s = remote ? b.nic / links.nic_bytes_per_s : 0;
     const double latency_s = remote ? cluster.nic.latency_s : cluster.nvlink.latency_s;
     return {
@@ -395,6 +440,10 @@ Price price_collective(const Collective& collective, const Cluster& cluster) {
   const Group group = group_of(collective);
 
   constexpr double kLargestBytes = 16.0 * (1LL << 30);  // of the published all-reduces
+  if (const MeasuredLine* line = line_of(cluster, collective.kind, collective.ranks);
+      group.nodes == 1 && line != nullptr) {
+    return price_by(*line, bytes_sent(collective.kind, bytes, group.ranks), collective.ranks);
+  }
   Price price;
   price.source = PriceSource::derived;
   if (group.nodes == 1) {
@@ -422,6 +471,12 @@ Price price_send(const Send& send, const Cluster& cluster) {
   const LinkRate& link = send.same_node ? cluster.nvlink : cluster.nic;
   ORRERY_CHECK(link.bandwidth_bytes_per_s > 0, "{} has no such link", cluster.name);
   const auto bytes = static_cast<double>(send.bytes);
+  // Every pair of neighbours sends at once, whatever their number was when it was measured: the most
+  // is nearest to a step.
+  if (const MeasuredLine* line = line_of(cluster, std::nullopt, cluster.gpus_per_node);
+      send.same_node && line != nullptr) {
+    return price_by(*line, bytes, line->ranks);
+  }
   const double path_s = send.same_node
                             ? peers_s(bytes, 1, cluster)
                             : link.latency_s + pipelined_s(bytes, rates.nic_pipeline_bytes,

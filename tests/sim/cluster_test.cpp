@@ -111,6 +111,25 @@ TEST(Cluster, WrittenClustersReadBack) {
   }
 }
 
+TEST(Cluster, MeasuredLinesAreReadAndWritten) {
+  const std::string lines =
+      "source: elsewhere, lines: [{operation: all_to_all, ranks: 4, base: 5 us, bandwidth: 2 GB/s, "
+      "spread: 0.1}, {operation: send, ranks: 4, base: 3 us, bandwidth: 3 GB/s, spread: 0.2}]}";
+  Problems problems;
+  const Cluster c = read(replaced(good(), "source: elsewhere}", lines), problems);
+  ASSERT_TRUE(problems.empty()) << format_problems(problems.list());
+  ASSERT_EQ(c.collectives.lines.size(), 2u);
+  EXPECT_EQ(c.collectives.lines[0], (MeasuredLine{CollectiveKind::all_to_all, 4, 5e-6, 2e9, 0.1}));
+  EXPECT_EQ(c.collectives.lines[1].kind, std::nullopt);
+  const std::string text = to_yaml(c, "folder");
+  EXPECT_EQ(read(text, problems), c) << text;
+
+  read(replaced(good(), "source: elsewhere}", replaced(lines, "all_to_all", "all_to_al")),
+       problems);
+  ASSERT_EQ(problems.size(), 1u);
+  EXPECT_NE(format_problems(problems.list()).find("all_to_all"), std::string::npos);
+}
+
 TEST(Cluster, EveryScenarioClusterIsReadable) {
   int files = 0;
   for (const auto& entry :

@@ -546,5 +546,41 @@ TEST(PriceSend, LatencyAndBandwidth) {
   EXPECT_LT(us(price_send({64, false}, c)), 15);
 }
 
+TEST(MeasuredLines, PriceWhatTheyMeasured) {
+  Cluster c = cluster_named("h800_node");
+  const auto all_reduce = [](std::int64_t ranks) {
+    return Collective{CollectiveKind::all_reduce, 8'000'000, ranks, ranks};
+  };
+  const auto all_gather = Collective{CollectiveKind::all_gather, 8'000'000, 4, 4};
+  const Picoseconds gather_by_formula = price_collective(all_gather, c).time_ps;
+  c.collectives.lines = {{CollectiveKind::all_reduce, 2, 10e-6, 1e9, 0.1},
+                         {CollectiveKind::all_reduce, 8, 50e-6, 2e9, 0.2},
+                         {CollectiveKind::all_to_all, 8, 20e-6, 4e9, 0.3},
+                         {std::nullopt, 8, 3e-6, 5e9, 0.4}};
+  // All-reduce sends 2 S (n-1)/n.
+  const Price two = price_collective(all_reduce(2), c);
+  EXPECT_EQ(two.time_ps, from_seconds(10e-6 + 8e6 / 1e9));
+  EXPECT_EQ(two.spread, 0.1);
+  EXPECT_FALSE(two.extrapolated);
+  EXPECT_EQ(two.source, PriceSource::derived);
+  EXPECT_EQ(price_collective(all_reduce(8), c).time_ps, from_seconds(50e-6 + 14e6 / 2e9));
+  // Six ranks are nearer to eight than to two; it says so.
+  const Price six = price_collective(all_reduce(6), c);
+  EXPECT_EQ(six.time_ps, from_seconds(50e-6 + 2 * 8e6 * 5 / 6 / 2e9));
+  EXPECT_EQ(six.spread, 0.4);
+  EXPECT_TRUE(six.extrapolated);
+
+  EXPECT_EQ(price_send({.bytes = 5'000'000, .same_node = true}, c).time_ps,
+            from_seconds(3e-6 + 1e-3));
+  EXPECT_EQ(price_collective(all_gather, c).time_ps, gather_by_formula);
+
+  // Without a table of exchanges they are all-to-alls: 7/8 of each token's copies leave the GPU.
+  const ExpertExchange e = exchange(false, 8);
+  const double sent = 4096.0 * 7168 * bytes_per_element(e.format) * mean_gpus_per_token(e) * 7 / 8;
+  const Price dispatch = price_exchange(e, 20, Profile(), c);
+  EXPECT_NEAR(seconds(dispatch.time_ps), 20e-6 + sent / 4e9, 1e-9);
+  EXPECT_EQ(dispatch.spread, 0.3);
+}
+
 }  // namespace
 }  // namespace orrery
