@@ -314,8 +314,8 @@ TEST(LayerWork, TensorParallelRanksAddUpWhatTheyHaveOfTheVocabulary) {
   const Collective* gather = find_collective(embedding.backward, "embedding gradient gather");
   ASSERT_NE(gather, nullptr);
   EXPECT_EQ(gather->kind, CollectiveKind::all_gather);
-  const Collective* loss =
-      find_collective(head_work(model, plan, 8).forward, "cross-entropy gather");
+  const EdgeWork head = head_work(model, plan, 8);
+  const Collective* loss = find_collective(head.forward, "cross-entropy gather");
   ASSERT_NE(loss, nullptr);
   EXPECT_EQ(loss->bytes, 4 * 4096 * 3 * 4);
   plan.parallelism.sequence_parallel = false;
