@@ -113,10 +113,7 @@ int execute(const Options& options) {
   if (!run.first_rank) return 0;
   Study study =
       study_executed(scenario, std::move(run.program), std::move(run.timeline), run.device);
-  for (const TrainedStep& step : run.steps) {
-    study.report.training.push_back(
-        {step.number, step.loss, step.mtp_loss, step.gradient_norm, step.seconds});
-  }
+  study.report.training = std::move(run.steps);
   write_run(options, study);
   return 0;
 }

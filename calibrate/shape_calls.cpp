@@ -1,5 +1,7 @@
 #include "calibrate/shape_calls.hpp"
 
+#include "calibrate/formats.hpp"
+
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -20,23 +22,6 @@ using Content = Scratch::Content;
 
 std::int64_t aligned(std::int64_t rows, std::int64_t alignment) {
   return (rows + alignment - 1) / alignment * alignment;
-}
-
-/// None for per-tensor FP8, for which there are no kernels.
-std::optional<Format> format_of(NumberFormat format) {
-  switch (format) {
-    case NumberFormat::fp32:
-      return Format::fp32;
-    case NumberFormat::bf16:
-      return Format::bf16;
-    case NumberFormat::fp8_block:
-      return Format::e4m3;
-    case NumberFormat::e5m6:
-      return Format::e5m6;
-    case NumberFormat::fp8_tensor:
-      return std::nullopt;
-  }
-  return std::nullopt;
 }
 
 /// Scales of activations and gradients.

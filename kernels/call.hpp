@@ -57,6 +57,11 @@ struct Matrix {
   explicit operator bool() const { return data != nullptr; }
 };
 
+/// So many elements from `data` on, as one row without scales.
+inline Matrix row_of(void* data, std::int64_t elements, Format format) {
+  return {.data = data, .rows = 1, .columns = elements, .pitch = elements, .format = format};
+}
+
 /// Elements of `scales` that a contiguous matrix of this size has, with the smallest pitch.
 std::int64_t scale_elements(std::int64_t rows, std::int64_t columns, Scaling scaling);
 /// Smallest scale_pitch.

@@ -1,6 +1,7 @@
 #pragma once
 // How a step that is executed trains: what no time depends on, so that a simulated one does not ask.
 
+#include <cstdint>
 #include <string>
 
 #include "sim/config.hpp"
@@ -22,6 +23,15 @@ struct Training {
   double adam_epsilon = 1e-8;
 
   friend bool operator==(const Training&, const Training&) = default;
+};
+
+/// What a step of all ranks came to.
+struct TrainedStep {
+  std::int64_t number = 0;
+  double loss = 0;           ///< mean over the global batch's tokens
+  double mtp_loss = 0;       ///< mean over the tokens and the MTP modules; 0 without
+  double gradient_norm = 0;  ///< before clipping
+  double seconds = 0;
 };
 
 /// Reads the map; `directory` is what `text` is relative to.

@@ -133,7 +133,7 @@ void write_report(JsonObject& o, const Report& report, const JsonOptions& option
   o("device", report.device);
   if (!report.executed_on.empty()) o("executed_on", report.executed_on);
   if (!report.training.empty()) {
-    o.array("training", report.training, [&](const TrainingStep& step) {
+    o.array("training", report.training, [&](const TrainedStep& step) {
       JsonObject s(writer);
       s("step", step.number);
       s("loss", step.loss);

@@ -137,23 +137,14 @@ struct EngineStatistics {
   double wall_s = 0;  ///< the only number that differs between runs; written only where asked for
 };
 
-/// A step of training that was executed.
-struct TrainingStep {
-  std::int64_t number = 0;
-  double loss = 0;           ///< mean over the global batch's tokens
-  double mtp_loss = 0;       ///< mean over the tokens and the MTP modules; 0 without
-  double gradient_norm = 0;  ///< before clipping
-  double seconds = 0;
-};
-
 struct Report {
   std::string scenario;
   std::string plan;  ///< "TP1 CP1 PP16 DP128 EP64 ZeRO-1, dual_pipe, fp8_deepseek"
   std::int64_t gpus = 0;
   std::string device;
-  std::string executed_on;      ///< what the step ran on for real; empty: it was simulated
-  std::vector<TrainingStep> training;  ///< the steps that ran, of an executed one
-  double peak_flops_per_s = 0;  ///< what MFU refers to: the device's dense BF16 peak
+  std::string executed_on;            ///< what the step ran on for real; empty: it was simulated
+  std::vector<TrainedStep> training;  ///< the steps that ran, of an executed one
+  double peak_flops_per_s = 0;        ///< what MFU refers to: the device's dense BF16 peak
   double step_time_s = 0;
   double tokens_per_step = 0;
   double tokens_per_s_per_gpu = 0;

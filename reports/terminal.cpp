@@ -58,7 +58,7 @@ std::string training(const Report& r) {
       i = r.training.size() - kShown;
       rows.push_back(std::vector<std::string>(rows[0].size(), ".."));
     }
-    const TrainingStep& s = r.training[i];
+    const TrainedStep& s = r.training[i];
     rows.push_back({fmt::format("{}", s.number), fmt::format("{:.4f}", s.loss),
                     fmt::format("{:.3f}", s.gradient_norm), fmt::format("{:.3f}", s.seconds)});
     if (mtp) rows.back().insert(rows.back().begin() + 2, fmt::format("{:.4f}", s.mtp_loss));

@@ -5,6 +5,7 @@
 #include <fmt/core.h>
 
 #include "calibrate/execute/rank_lowering.hpp"
+#include "calibrate/formats.hpp"
 #include "calibrate/initial_parameters.hpp"
 #include "sim/check.hpp"
 
@@ -13,23 +14,6 @@ namespace orrery {
 using kernels::Format;
 using kernels::Matrix;
 using kernels::Scaling;
-
-Format format_of(NumberFormat format) {
-  switch (format) {
-    case NumberFormat::fp32:
-      return Format::fp32;
-    case NumberFormat::bf16:
-      return Format::bf16;
-    case NumberFormat::fp8_block:
-      return Format::e4m3;
-    case NumberFormat::e5m6:
-      return Format::e5m6;
-    case NumberFormat::fp8_tensor:
-      break;
-  }
-  ORRERY_CHECK(false, "{} is not executed", name_of(format));
-  return {};
-}
 
 std::vector<std::string> why_not_executable(const Scenario& scenario) {
   const Model& m = scenario.model;
@@ -130,8 +114,8 @@ RankLowering::RankLowering(const Scenario& scenario, const Program& program, Ran
   tokens_ = plan_.micro_batch_tokens();
   sequence_split_ = p.tp > 1 && p.sequence_parallel;
   local_tokens_ = sequence_split_ ? tokens_ / p.tp : tokens_;
-  activations_ = format_of(plan_.precision.activations);
-  linear_format_ = format_of(plan_.precision.linear);
+  activations_ = *format_of(plan_.precision.activations);
+  linear_format_ = *format_of(plan_.precision.linear);
   for (const auto& actions : schedule_.actions) {
     for (const Action& a : actions) {
       if (a.kind == ActionKind::backward_weight) weights_apart_.insert({a.stage, a.micro_batch});
@@ -425,7 +409,7 @@ Matrix RankLowering::t(const std::string& full_name, std::size_t unit) {
     case 'p':
       return tensors_.matrix(key(name, unit), s.rows, s.columns, Format::e5m6, Scaling::rows);
     default:
-      return tensors_.matrix(key(name, unit), s.rows, s.columns, format_of(plan_.precision.saved),
+      return tensors_.matrix(key(name, unit), s.rows, s.columns, *format_of(plan_.precision.saved),
                              Scaling::rows);
   }
 }

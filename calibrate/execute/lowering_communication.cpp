@@ -15,15 +15,6 @@ using Kind = Communication::Kind;
 
 namespace {
 
-Matrix flat(void* data, std::int64_t elements, Format format) {
-  Matrix m;
-  m.data = data;
-  m.rows = 1;
-  m.columns = m.pitch = elements;
-  m.format = format;
-  return m;
-}
-
 kernels::Touch touch(const Matrix& m, bool written) {
   const std::int64_t row_bytes = m.columns * kernels::bits_of(m.format) / 8;
   const std::int64_t pitch_bytes = m.pitch * kernels::bits_of(m.format) / 8;
@@ -123,9 +114,9 @@ void RankLowering::lower_collective(OpId op, const std::string& label,
   if (label == "cross-entropy gather") {
     Communication c{.kind = Kind::all_gather};
     const std::int64_t part = 3 * tokens_;
-    c.in = flat(scratch_array<float>("loss part", part), part, Format::fp32);
-    c.out = flat(scratch_array<float>("loss parts", part * plan_.parallelism.tp),
-                 part * plan_.parallelism.tp, Format::fp32);
+    c.in = kernels::row_of(scratch_array<float>("loss part", part), part, Format::fp32);
+    c.out = kernels::row_of(scratch_array<float>("loss parts", part * plan_.parallelism.tp),
+                            part * plan_.parallelism.tp, Format::fp32);
     members_of(op, c);
     lowered_op_.communication = c;
     return;
@@ -146,8 +137,8 @@ void RankLowering::lower_collective(OpId op, const std::string& label,
   if (label == "tensor-parallel gradients") {
     c.kind = Kind::all_reduce;
     const StageParameterShards& s = stage->shards;
-    c.out = flat(stage->dense_gradients + s.tensor_summed_begin,
-                 s.tensor_summed_end - s.tensor_summed_begin, Format::fp32);
+    c.out = kernels::row_of(stage->dense_gradients + s.tensor_summed_begin,
+                            s.tensor_summed_end - s.tensor_summed_begin, Format::fp32);
     lowered_op_.communication = c;
     return;
   }
@@ -159,18 +150,18 @@ void RankLowering::lower_collective(OpId op, const std::string& label,
     float* gradients = expert ? stage->expert_gradients : stage->dense_gradients;
     if (kind == CollectiveKind::all_reduce) {
       c.kind = Kind::all_reduce;
-      c.out = flat(gradients, elements, Format::fp32);
+      c.out = kernels::row_of(gradients, elements, Format::fp32);
     } else {
       c.kind = Kind::reduce_scatter;
-      c.in = flat(gradients, elements, Format::fp32);
-      c.out = flat(gradients + part.begin, part.end - part.begin, Format::fp32);
+      c.in = kernels::row_of(gradients, elements, Format::fp32);
+      c.out = kernels::row_of(gradients + part.begin, part.end - part.begin, Format::fp32);
     }
   } else {
     ORRERY_CHECK(label == "dense parameters" || label == "expert parameters", "{} is not executed",
                  program_.name(op));
     c.kind = Kind::all_gather;
     void* parameters = expert ? stage->expert_parameters : stage->dense_parameters;
-    c.out = flat(parameters, elements, stage->format);
+    c.out = kernels::row_of(parameters, elements, stage->format);
     c.in = columns_of(c.out, part.begin, part.end - part.begin);
     requantise(*stage, expert, lowered_op_.then);
   }

@@ -217,6 +217,4 @@ class RankLowering {
   std::map<std::string, ExchangeRoute*> routes_;
 };
 
-kernels::Format format_of(NumberFormat format);
-
 }  // namespace orrery

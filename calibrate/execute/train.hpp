@@ -16,15 +16,6 @@ namespace orrery {
 
 enum class DeviceKind : std::uint8_t { cpu, cuda };
 
-/// A step of all ranks.
-struct TrainedStep {
-  std::int64_t number = 0;
-  double loss = 0;           ///< mean over the global batch's tokens
-  double mtp_loss = 0;       ///< mean over the tokens and the MTP modules; 0 without
-  double gradient_norm = 0;  ///< before clipping
-  double seconds = 0;
-};
-
 struct TrainOptions {
   DeviceKind device = DeviceKind::cpu;
   int steps = 5;

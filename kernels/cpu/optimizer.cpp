@@ -10,12 +10,7 @@ namespace {
 constexpr std::int64_t kBlock = 8 * 1024;  // whose moments fit a cache of 64 KiB with room
 
 Matrix piece(void* data, std::int64_t first, std::int64_t count, Format format) {
-  Matrix m;
-  m.data = static_cast<std::byte*>(data) + element_bytes(1, first, format);
-  m.rows = 1;
-  m.columns = m.pitch = count;
-  m.format = format;
-  return m;
+  return row_of(static_cast<std::byte*>(data) + element_bytes(1, first, format), count, format);
 }
 
 struct Step {

@@ -2,19 +2,6 @@
 #include "kernels/reference/reference.hpp"
 
 namespace orrery::kernels::reference {
-namespace {
-
-Matrix as_row(void* data, std::int64_t elements, Format format) {
-  Matrix m;
-  m.data = data;
-  m.rows = 1;
-  m.columns = m.pitch = elements;
-  m.format = format;
-  return m;
-}
-
-}  // namespace
-
 void run(const AdamW& a) {
   const AdamScalars& s = *a.scalars;
   double clip = 1;
@@ -22,9 +9,9 @@ void run(const AdamW& a) {
     const double norm = std::sqrt(*a.square_sum);
     if (norm > s.max_norm) clip = s.max_norm / norm;
   }
-  const Matrix first = as_row(a.first_moment, a.elements, a.moments);
-  const Matrix second = as_row(a.second_moment, a.elements, a.moments);
-  const Matrix parameter = as_row(a.parameter, a.elements, a.parameters);
+  const Matrix first = row_of(a.first_moment, a.elements, a.moments);
+  const Matrix second = row_of(a.second_moment, a.elements, a.moments);
+  const Matrix parameter = row_of(a.parameter, a.elements, a.parameters);
   const double beta1 = s.beta1, beta2 = s.beta2;
   for (std::int64_t i = 0; i < a.elements; ++i) {
     const double g = a.gradient[i] * clip;
