@@ -1,5 +1,10 @@
 #include "calibrate/execute/tensors.hpp"
 
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <new>
+#include <stdexcept>
 #include <vector>
 
 #include "sim/check.hpp"
@@ -22,8 +27,14 @@ void* Tensors::bytes(const std::string& name, std::int64_t count) {
   Piece piece;
   piece.bytes = count;
   piece.index = names_.size();
-  piece.begin = static_cast<std::byte*>(
-      device_.allocate(static_cast<std::size_t>(std::max<std::int64_t>(count, 1))));
+  try {
+    piece.begin = static_cast<std::byte*>(
+        device_.allocate(static_cast<std::size_t>(std::max<std::int64_t>(count, 1))));
+  } catch (const std::bad_alloc&) {
+    throw std::runtime_error(fmt::format(
+        "{} has no room for {} ({:.2f} GB) beside {:.2f} GB of a rank's tensors", device_.name(),
+        name, static_cast<double>(count) * 1e-9, static_cast<double>(total_bytes_) * 1e-9));
+  }
   const std::vector<std::byte> zeros(
       static_cast<std::size_t>(std::min<std::int64_t>(count, 1 << 20)));
   for (std::int64_t at = 0; at < count; at += 1 << 20) {

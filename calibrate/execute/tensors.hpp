@@ -26,6 +26,7 @@ class Tensors {
 
   /// The memory of this name; all requests for a name must ask for the same size. New memory is
   /// zero.
+  /// std::runtime_error where the device has none left.
   void* bytes(const std::string& name, std::int64_t count);
   template <class T>
   T* array(const std::string& name, std::int64_t count) {

@@ -144,11 +144,24 @@ std::chrono::nanoseconds timeout_of(const TrainOptions& options) {
       std::chrono::duration<double>(options.timeout_s));
 }
 
+/// Each has a thread for every stream.
+constexpr std::int64_t kMostRanksOfAProcess = 64;
+
 /// Ranks as threads of this process.
 TrainingRun train_in_threads(const Scenario& scenario, const TrainOptions& options) {
+  const std::int64_t world = scenario.plan.parallelism.world();
+  if (world > kMostRanksOfAProcess) {
+    Problems problems;
+    problems.add(
+        {scenario.file, 0, 0},
+        fmt::format("this has {} ranks, and one process executes {} at most", world,
+                    kMostRanksOfAProcess),
+        fmt::format("mpirun -n {} gives each a process; --alone 0 executes one of them", world));
+    problems.throw_if_any();
+  }
   TrainingRun run;
   run.program = build_step(scenario, {.all_ranks = true});
-  const auto ranks = static_cast<int>(scenario.plan.parallelism.world());
+  const auto ranks = static_cast<int>(world);
   const int threads = threads_per_rank(options, ranks);
   Ledger ledger(scenario, run.program, ranks, options);
   const Tokens tokens = tokens_of(scenario);

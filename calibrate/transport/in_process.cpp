@@ -49,8 +49,12 @@ class InProcessTransport final : public Transport {
 
   ~InProcessTransport() override {
     own().pending.leave();
+    // Who leaves because somebody failed passes that on: it may get here before that rank's own word.
+    const auto failure = own().pending.failure();
     for (const auto& post : *posts_) {
-      if (post.get() != &own()) post->pending.peer_left(rank());
+      if (post.get() == &own()) continue;
+      if (failure) post->pending.fail(*failure);
+      post->pending.peer_left(rank());
     }
     own().pending.wait_until_still();
   }

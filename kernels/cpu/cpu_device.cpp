@@ -5,6 +5,8 @@
 #include <oneapi/tbb/parallel_for.h>
 #include <oneapi/tbb/task_arena.h>
 #include <unistd.h>
+#include <limits>
+#include <string>
 
 #include <algorithm>
 #include <condition_variable>
@@ -183,7 +185,27 @@ std::string CpuDevice::name() const {
          (threads_ == 1 ? " thread" : " threads");
 }
 
+namespace {
+
+constexpr std::size_t kLarge = std::size_t{16} << 20;
+constexpr std::size_t kLeftToOthers = std::size_t{512} << 20;
+
+/// What the machine has left, or all there is to address where it does not say. Linux hands out
+/// more than that, and kills the process when it is touched.
+std::size_t available_bytes() {
+  std::ifstream file("/proc/meminfo");
+  std::string word;
+  while (file >> word) {
+    std::size_t kib = 0;
+    if (word == "MemAvailable:" && file >> kib) return kib * 1024;
+  }
+  return std::numeric_limits<std::size_t>::max();
+}
+
+}  // namespace
+
 void* CpuDevice::allocate(std::size_t bytes) {
+  if (bytes >= kLarge && available_bytes() < bytes + kLeftToOthers) throw std::bad_alloc();
   const std::size_t rounded = (std::max<std::size_t>(bytes, 1) + kAlignment - 1) / kAlignment;
   void* memory = std::aligned_alloc(kAlignment, rounded * kAlignment);
   if (memory == nullptr) throw std::bad_alloc();

@@ -327,6 +327,9 @@ TEST_F(Cli, RunSaysWhatCannotBeExecuted) {
   EXPECT_EQ(r.status, 2);
   EXPECT_TRUE(contains(r.err, "cannot be executed: its positions are learned")) << r.err;
   EXPECT_TRUE(contains(r.err, "its linear layers have biases")) << r.err;
+  const Result large = orrery({"run", kV3, "--execute", "cpu"});
+  EXPECT_EQ(large.status, 2);
+  EXPECT_TRUE(contains(large.err, "this has 2048 ranks, and one process executes 64 at most"));
   const Result gpu = orrery({"run", kTiny, "--execute", "cuda"});
   EXPECT_EQ(gpu.status, 1);
   EXPECT_TRUE(contains(gpu.err, "no GPU: ")) << gpu.err;
