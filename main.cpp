@@ -48,7 +48,7 @@ struct Options {
   std::vector<std::string> set;  ///< of what is read, before it is
   std::vector<std::string> what_if;
   std::string what_ifs;  ///< a file of them
-  std::string json;  // empty: none; "-": standard output
+  std::string json;      // empty: none; "-": standard output
   bool quiet = false;
   std::string trace;
   std::vector<std::uint32_t> trace_ranks;
@@ -191,10 +191,11 @@ int compare_what_ifs(const Options& options) {
   }
   if (!options.files.empty()) asked.scenario = options.files[0];
   if (asked.scenario.empty() || options.files.size() > 1) {
-    reject("what-ifs change one scenario", "orrery compare SCENARIO --what-if \"NAME: PATH=VALUE\"");
+    reject("what-ifs change one scenario",
+           "orrery compare SCENARIO --what-if \"NAME: PATH=VALUE\"");
   }
-  const WhatIfAnswer answer = ask_what_ifs(ScenarioFile(asked.scenario), overrides(options),
-                                           asked.list, options.fidelity);
+  const WhatIfAnswer answer =
+      ask_what_ifs(ScenarioFile(asked.scenario), overrides(options), asked.list, options.fidelity);
   if (!options.json.empty()) write_file(options.json, to_json(answer));
   if (options.json != "-") write_file("-", to_terminal(answer));
   if (options.quiet) return 0;
@@ -220,7 +221,8 @@ int compare_scenarios(const Options& options) {
   std::vector<Report> reports;
   std::vector<std::string> names;
   for (const std::string& file : options.files) {
-    const Study study = study_step(read_scenario(file, overrides(options)), {.network = options.fidelity});
+    const Study study =
+        study_step(read_scenario(file, overrides(options)), {.network = options.fidelity});
     print_notes(options, study.scenario);
     reports.push_back(study.report);
     names.push_back(std::filesystem::path(file).stem().string());
@@ -558,7 +560,9 @@ int main_of(int argc, char** argv) {
     verb->add_option("scenario", options.files, "scenario file")->required()->expected(1);
   };
   const auto set = [&](CLI::App* verb, const char* text) {
-    verb->add_option("--set", options.set, text)->option_text("PATH=VALUE")->allow_extra_args(false);
+    verb->add_option("--set", options.set, text)
+        ->option_text("PATH=VALUE")
+        ->allow_extra_args(false);
   };
   constexpr const char* kSet =
       "what if: plan.layout.pp=8, cluster.nic.bandwidth=*2, plan.routing= (may be given again; "

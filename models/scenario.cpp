@@ -86,8 +86,7 @@ std::string resolve(const fs::path& directory, const std::string& path) {
 }
 
 /// The path of the file that `node` names; says at `node` if there is none.
-std::optional<std::string> find_named(const Node& node, std::string_view what,
-                                      Problems& problems) {
+std::optional<std::string> find_named(const Node& node, std::string_view what, Problems& problems) {
   const fs::path path = resolve(node.folder(), node.text());
   std::error_code ignored;
   if (fs::is_regular_file(path, ignored)) return path.string();
@@ -827,7 +826,8 @@ std::shared_ptr<const Fabric> read_clusters_fabric(MapReader& reader, const Node
 /// Of the overrides those that changed a file that the resolved scenario names.
 void keep_overrides(MapReader& reader, const Node& cluster_node, Scenario& scenario) {
   for (const char* key : {"profile", "fabric"}) {
-    for (const std::string& rest : overrides_below(scenarios_or_clusters(reader, cluster_node, key))) {
+    for (const std::string& rest :
+         overrides_below(scenarios_or_clusters(reader, cluster_node, key))) {
       scenario.overrides.push_back(fmt::format("{}{}{}", key, rest[0] == '[' ? "" : ".", rest));
     }
   }
@@ -869,11 +869,11 @@ Scenario read(const Node& document, const std::string& file, const Overrides& gi
   scenario.fabric = read_clusters_fabric(reader, cluster, cluster_ok, scenario.cluster, problems);
   keep_overrides(reader, cluster, scenario);
 
-  scenario.plan = PlanReader(reader.require("plan"), model_ok ? &scenario.model : nullptr,
-                             cluster_ok ? &scenario.cluster : nullptr,
-                             device_ok ? &scenario.profile.device : nullptr, problems,
-                             scenario.notes)
-                      .read();
+  scenario.plan =
+      PlanReader(reader.require("plan"), model_ok ? &scenario.model : nullptr,
+                 cluster_ok ? &scenario.cluster : nullptr,
+                 device_ok ? &scenario.profile.device : nullptr, problems, scenario.notes)
+          .read();
   const Node stragglers = reader.at("stragglers");
   if (reader.has("stragglers")) {
     scenario.stragglers = read_stragglers(stragglers, problems);
@@ -994,8 +994,8 @@ std::string overrides_yaml(const std::vector<std::string>& overrides) {
 
 }  // namespace
 
-Scenario read_scenario_text(std::string text, const std::string& name,
-                            const std::string& directory, const Overrides& overrides) {
+Scenario read_scenario_text(std::string text, const std::string& name, const std::string& directory,
+                            const Overrides& overrides) {
   Problems problems;
   const Node root = read_document_text(std::move(text), name, problems, directory);
   Scenario scenario = read(root, name, overrides, problems);

@@ -132,8 +132,8 @@ void read_request(MapReader& reader, const std::string& file, std::vector<Reques
   request.scenario = resolve(file, reader.text("scenario"));
   if (reader.has("profile")) {
     const fs::path profile = fs::absolute(resolve(file, reader.text("profile")));
-    request.overrides.push_back({.text = "profile=" + in_quotes(profile.string()),
-                                 .at = reader.at("profile").at()});
+    request.overrides.push_back(
+        {.text = "profile=" + in_quotes(profile.string()), .at = reader.at("profile").at()});
   }
   const Node rows = reader.require("rows");
   if (rows.kind() == Node::Kind::sequence) {

@@ -93,6 +93,15 @@ WhatIfRow simulate_variant(const ScenarioFile& file, Overrides overrides, const 
   return row;
 }
 
+/// Share of op time priced by peak rates only, or outside the measured range.
+double rough_share(const Report& report) {
+  double share = 0;
+  for (const PriceRow& row : report.prices) {
+    if (row.source == PriceSource::roofline || row.extrapolated) share += row.share;
+  }
+  return share;
+}
+
 std::string change(double value, double base) {
   return base == 0 ? "" : fmt::format("{:+.1f} %", 100 * (value / base - 1));
 }
@@ -119,6 +128,7 @@ std::vector<std::string> cells_of(const WhatIfRow& row, const Report* base) {
   cells.push_back(base == nullptr ? ""
                                   : change(r.gpu_hours_per_trillion_tokens,
                                            base->gpu_hours_per_trillion_tokens));
+  cells.push_back(fmt::format("{:.0f} %", 100 * rough_share(r)));
   return cells;
 }
 
@@ -219,13 +229,15 @@ std::string to_terminal(const WhatIfAnswer& answer) {
   const Report& base = *answer.base.report;
   std::vector<std::vector<std::string>> rows{{"what if", "step s", "", "forward", "backward",
                                               "weight", "F&B", "exposed", "opt.", "bubble", "GB",
-                                              "of", "GPU-h/10^12", ""}};
+                                              "of", "GPU-h/10^12", "", "rough"}};
   rows.push_back(cells_of(answer.base, nullptr));
   for (const WhatIfRow& row : answer.rows) {
     if (row.report) rows.push_back(cells_of(row, &base));
   }
   std::string text = fmt::format("{}\n{}\n\n", base.scenario, base.plan);
-  text += format_table(rows, "lrrrrrrrrrrrrr");
+  text += format_table(rows, "lrrrrrrrrrrrrrr");
+  text +=
+      "seconds, mean of GPUs; rough: op time priced by peak rates or outside the measured range\n";
 
   rows.clear();
   for (const WhatIfRow& row : answer.rows) {

@@ -521,7 +521,7 @@ void check_characters(Document& document, bool json) {
           std::upper_bound(document.line_starts.begin(), document.line_starts.end(), offset);
       throw Rejected{
           document.first_line - 1 + static_cast<int>(next - document.line_starts.begin()),
-                     static_cast<int>(offset - *(next - 1)), std::move(message), std::move(hint)};
+          static_cast<int>(offset - *(next - 1)), std::move(message), std::move(hint)};
     };
     if (length == 0) {
       reject(i, fmt::format("the text is not valid UTF-8 (byte 0x{:02x})", byte),

@@ -68,7 +68,7 @@ class Node {
   Node operator[](std::size_t i) const;  ///< element of a sequence, value of a map entry
   Node key(std::size_t i) const;         ///< key of a map entry
   std::optional<Node> find(
-      std::string_view key) const;  ///< value by key; nullopt if absent or no map
+      std::string_view key) const;         ///< value by key; nullopt if absent or no map
   std::vector<Node> removed_keys() const;  ///< by overrides; were they ever there or not
 
   struct Data;  // of document.hpp, private to config.cpp and overrides.cpp

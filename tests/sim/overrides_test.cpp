@@ -1,5 +1,6 @@
 #include "sim/overrides.hpp"
 
+#include <fmt/core.h>
 #include <gtest/gtest.h>
 
 #include <filesystem>
@@ -30,23 +31,24 @@ Node base() {
   return root;
 }
 
-/// The tree as YAML's flow style, for comparing.
+void append_flat(const Node& node, std::string& out) {
+  const bool map = node.kind() == Node::Kind::map;
+  if (node.kind() == Node::Kind::null) out += '~';
+  if (node.kind() == Node::Kind::scalar) out += node.text();
+  if (!map && node.kind() != Node::Kind::sequence) return;
+  out += map ? '{' : '[';
+  for (std::size_t i = 0; i < node.size(); ++i) {
+    if (i > 0) out += ',';
+    if (map) out.append(node.key(i).text()).append(1, ':');
+    append_flat(node[i], out);
+  }
+  out += map ? '}' : ']';
+}
+
+/// The tree in YAML's flow style, for comparing.
 std::string flat(const Node& node) {
   std::string out;
-  switch (node.kind()) {
-    case Node::Kind::null:
-      return "~";
-    case Node::Kind::scalar:
-      return node.text();
-    case Node::Kind::sequence:
-      for (std::size_t i = 0; i < node.size(); ++i) out += (i > 0 ? "," : "") + flat(node[i]);
-      return "[" + out + "]";
-    case Node::Kind::map:
-      for (std::size_t i = 0; i < node.size(); ++i) {
-        out += (i > 0 ? "," : "") + node.key(i).text() + ":" + flat(node[i]);
-      }
-      return "{" + out + "}";
-  }
+  append_flat(node, out);
   return out;
 }
 
@@ -224,7 +226,7 @@ class OverridesInFiles : public ::testing::Test {
     const std::string below =
         part.find("below") ? flat(*open(*part.find("below")).find("value")) : "none";
     report_without_effect(root, problems_);
-    return flat(*part.find("value")) + " " + below;
+    return fmt::format("{} {}", flat(*part.find("value")), below);
   }
   Node open(const Node& name) {
     return read_named_document(name, (std::filesystem::path(name.folder()) / name.text()).string(),
