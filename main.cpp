@@ -24,6 +24,7 @@
 #include "calibrate/read_nccl.hpp"
 #include "kernels/device.hpp"
 #include "reports/compare.hpp"
+#include "reports/compare_profiles.hpp"
 #include "reports/explain.hpp"
 #include "reports/joined.hpp"
 #include "reports/json.hpp"
@@ -217,6 +218,10 @@ int compare_scenarios(const Options& options) {
   if (options.files.size() < 2) {
     reject("compare needs two scenarios or more, or one with --what-if or --what-ifs",
            "see orrery compare --help");
+  }
+  if (is_profile(options.files[0])) {
+    write_file("-", compare_profiles(options.files));
+    return 0;
   }
   std::vector<Report> reports;
   std::vector<std::string> names;
@@ -649,7 +654,9 @@ int main_of(int argc, char** argv) {
   CLI::App* compare_verb =
       app.add_subcommand("compare", "scenarios side by side, or one against changes of it");
   compare_verb
-      ->add_option("scenarios", options.files, "two or more scenario files, or one with what-ifs")
+      ->add_option("scenarios", options.files,
+                   "two or more scenarios, or one with what-ifs; or a measured profile and others "
+                   "that price what it measured")
       ->expected(0, 16);
   compare_verb
       ->add_option("--what-if", options.what_if,

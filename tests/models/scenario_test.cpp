@@ -307,7 +307,7 @@ TEST(ScenarioOverrides, ResolvedReadsBackToItself) {
            {"cluster.fabric.nic.capacity=*2", "cluster.profile.gemm[0].spread=*2", "name=\"a: b\""},
            {"cluster=clusters/h100_131072.yaml", "cluster.nodes=256", "profile.device.name=X, Y"},
            {"profile.device.sms=100", "profile=profiles/h200.yaml"},
-           {"profile=profiles/h100.yaml", "profile.streaming.norm.bandwidth=*0.5",
+           {"profile=profiles/h100.yaml", "profile.streaming.norm_forward.bandwidth=*0.5",
             "fabric=fabrics/h800_2048_mrft.yaml", "fabric.nvlink.capacity=*2"}}) {
     const Scenario once = read_scenario(v3, overrides(texts));
     const std::string yaml = to_yaml(once);
@@ -317,8 +317,8 @@ TEST(ScenarioOverrides, ResolvedReadsBackToItself) {
     EXPECT_EQ(once.profile.device.sms, twice.profile.device.sms);
     EXPECT_EQ(once.profile.device.name, twice.profile.device.name);
     EXPECT_EQ(once.profile.gemms.at(0).spread, twice.profile.gemms.at(0).spread);
-    EXPECT_EQ(once.profile.streaming.at(StreamingKind::norm).bytes_per_s,
-              twice.profile.streaming.at(StreamingKind::norm).bytes_per_s);
+    EXPECT_EQ(once.profile.streaming.at(StreamingKind::norm_forward).bytes_per_s,
+              twice.profile.streaming.at(StreamingKind::norm_forward).bytes_per_s);
     ASSERT_EQ(once.fabric->links().size(), twice.fabric->links().size());
     for (std::size_t i = 0; i < once.fabric->links().size(); ++i) {
       ASSERT_EQ(once.fabric->links()[LinkId(i)].capacity_bytes_per_s,

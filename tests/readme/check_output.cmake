@@ -11,9 +11,10 @@ if(NOT ORRERY)
 endif()
 set(run_command run scenarios/deepseek_v3_2048_h800.yaml)
 set(validation_command validate)
+set(what_if_command compare --what-ifs scenarios/what_if/deepseek_v3.yaml)
 
 file(READ ${ROOT}/README.md readme)
-foreach(name run validation)
+foreach(name run validation what_if)
   execute_process(COMMAND ${ORRERY} ${${name}_command} WORKING_DIRECTORY ${ROOT}
                   OUTPUT_VARIABLE output ERROR_QUIET COMMAND_ERROR_IS_FATAL ANY)
   string(STRIP "${output}" output)

@@ -5,6 +5,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -204,6 +205,30 @@ TEST(Overrides, StandInFilesToo) {
             std::string::npos)
       << text;
   EXPECT_NE(text.find("what_if.yaml:3:"), std::string::npos) << text;
+}
+
+/// Whatever somebody types: a tree, and problems that can be printed where there are some.
+TEST(Overrides, AnyTextIsATreeOrAProblem) {
+  const std::vector<std::string> pieces = {
+      "plan",   "nvlink", "rows",     ".",    "[",  "]", "0", "1",  "=", "=",        "*",
+      "{",      "}",      ":",        ", ",   "\"", "'", "#", "\t", " ", "-",        "layers",
+      "points", "id",     "\xc3\xa9", "\xff", "&a", "|", ">", "!x", "%", "bandwidth"};
+  std::mt19937 random(7);
+  std::size_t trees = 0;
+  for (int i = 0; i < 20'000; ++i) {
+    std::vector<std::string> texts(1 + random() % 3);
+    for (std::string& text : texts) {
+      for (std::size_t n = random() % 12; n > 0; --n) text += pieces[random() % pieces.size()];
+    }
+    Problems problems;
+    const Node root = after(texts, problems);
+    ASSERT_EQ(root.kind(), Node::Kind::map);
+    trees += flat(root) != flat(base()) ? 1 : 0;
+    report_without_effect(root, problems);
+    for (const Problem& p : problems.list()) ASSERT_EQ(p.at.file, "--set");
+    ASSERT_EQ(format_problems(problems.list()).empty(), problems.empty());
+  }
+  EXPECT_GT(trees, 100u) << "the texts are too wild to change anything";
 }
 
 class OverridesInFiles : public ::testing::Test {
