@@ -60,6 +60,7 @@ struct ParsedOverride {
   std::string value;  ///< as it was written, without blanks before it
   int value_column = 0;
   double factor = 0;
+  const struct PathAlias* alias = nullptr;  ///< by which the path begins elsewhere; while applied
 };
 
 /// Where the overrides that are applied together got to.

@@ -143,6 +143,10 @@ class Parser {
     document_->find_lines();
     for (Problem problem : found.list()) {
       problem.source_line = line;
+      // The parser has no place for an end that comes too soon.
+      const Location begins =
+          place(*document_, document_->first_line, static_cast<int>(value)).at();
+      problem.at.column = std::max(problem.at.column, begins.column);
       problems_.add(std::move(problem));
     }
     if (!parsed || !found.empty()) return std::nullopt;
@@ -445,7 +449,12 @@ Node with_overrides(const Node& root, const Overrides& overrides, Problems& prob
     list.push_back(*std::move(parsed));
     ParsedOverride& o = list.back();
     for (const PathAlias& alias : aliases) {
-      if (o.path.size() < 2 || o.path[0].key != alias.key) continue;
+      if (o.path[0].key != alias.key) continue;
+      if (o.path.size() == 1) {
+        // The root's own from here on: what was meant for the other one has lost.
+        std::erase_if(list, [&](const ParsedOverride& earlier) { return earlier.alias == &alias; });
+        break;
+      }
       bool there = root.find(alias.key).has_value();
       for (const ParsedOverride& earlier : list) {
         if (earlier.path.size() == 1 && earlier.path[0].key == alias.key) {
@@ -453,6 +462,7 @@ Node with_overrides(const Node& root, const Overrides& overrides, Problems& prob
         }
       }
       if (there) continue;
+      o.alias = &alias;
       o.path.insert(o.path.begin(), {std::string(alias.under), o.path[0].byte_column, false});
     }
   }

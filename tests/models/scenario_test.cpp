@@ -266,7 +266,7 @@ TEST(ScenarioOverrides, ReachAllFilesOfAScenario) {
       overrides({"plan.layout.ep=32", "plan.layers_per_stage[15]=2", "plan.layers_per_stage.14=3",
                  "model.moe.routed_experts=*0.5", "cluster.nvlink.bandwidth=*1.1",
                  "profile.device.memory=96 GB", "cluster.fabric.nic.capacity=*2",
-                 "profile.expert_exchange.spread=0.5", "seed=7"}));
+                 "profile.expert_exchange.like.spread=0.5", "seed=7"}));
   EXPECT_EQ(s.plan.parallelism.ep, 32);
   EXPECT_EQ(layers_of(s.plan).back(), 2);
   EXPECT_EQ(s.model.moe->routed_experts, 128);
