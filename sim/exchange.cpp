@@ -212,6 +212,7 @@ ExchangeTable read_table(const Node& node, Problems& problems, bool may_be_like)
     table.id = map.text("id");
     table.source = map.text("source") + "; " + table.source;
     const Node machines = map.at("machines");
+    table.own_machines = machines.size();
     for (std::size_t i = machines.size(); i-- > 0;) {
       table.machines.insert(table.machines.begin(), read_machine(machines[i], problems));
     }

@@ -181,9 +181,9 @@ TEST(Overrides, SaysWhatIsWrongWithThemselves) {
             "  plan.schedule.kind=gpipe\n"
             "                ^\n");
   EXPECT_EQ(problems_of({"plan.layout={pp: 8"}),
-            "--set:1:19: error: syntax error: end of map flow not found\n"
+            "--set:1:13: error: syntax error: end of map flow not found\n"
             "  plan.layout={pp: 8\n"
-            "                    ^\n"
+            "              ^\n"
             "  hint: what was opened on line 1 is not closed\n");
   for (const char* broken : {"plan", "", "=3", "a..b=1", "a.=1", ".a=1", "a[x]=1", "a[1=2",
                              "a[0]b=1", "a=&b 1", "a=#", "a=1\nb=2"}) {
