@@ -493,6 +493,7 @@ int validate_execution(Options& options) {
   print_notes(options, scenario);
   options.device = *options.execute == DeviceKind::cuda ? "cuda" : "cpu";
   options.threads = options.training.threads;
+  double calibrated_reference_s = 0;
   if (!options.calibration.empty()) {
     if (options.out.empty()) {
       options.out =
@@ -501,6 +502,7 @@ int validate_execution(Options& options) {
     }
     const Calibration c = calibrate_scenarios(options, read_scenarios(options.calibration, {}));
     if (!options.quiet && options.json != "-") write_file("-", calibration_report(c) + "\n");
+    calibrated_reference_s = c.reference_s;
   }
   if (!options.out.empty()) {
     Problems problems;
@@ -509,12 +511,20 @@ int validate_execution(Options& options) {
     scenario.profile.file = options.out;
   }
   options.training.device = *options.execute;
+  const auto reference_s = [&] {
+    return calibrated_reference_s > 0 ? reference_seconds(*open_device(options).device) : 0;
+  };
+  const double before_s = reference_s();
   const TrainingRun run = train(scenario, options.training);
   if (!run.first_rank) return 0;
+  const double executed_reference_s = (before_s + reference_s()) / 2;
   // Alone on a machine, ranks are threads or processes that share it: the formula knows them.
   ProgramRun predicted = run_program(scenario, run.program, Network::formula);
-  const Joined joined =
+  Joined joined =
       join_timelines(scenario, run.program, predicted.prices, predicted.timeline, run.timeline);
+  if (executed_reference_s > 0) {
+    joined.relative_speed = calibrated_reference_s / executed_reference_s;
+  }
   if (!options.json.empty()) write_file(options.json, to_json(joined));
   if (options.json != "-") {
     write_file("-", fmt::format("{}, executed on {}\n\n", scenario.name, run.device) +
