@@ -27,6 +27,8 @@
 //   lesser of share(n) / b and 1 (bandwidth_by_sms).
 // - Exchanges: as measured; they go by the cluster's links.
 //
+// Tables of GEMMs and attention that the base only carries over itself (`derived`) are carried on as
+// they are: theirs was another memory already.
 // What neither says (L2, the power limit beyond the stated clock) is taken as the same.
 
 #include "sim/profile.hpp"
