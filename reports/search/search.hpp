@@ -77,7 +77,8 @@ struct PhaseDifference {
 
 struct SearchCounts {
   std::uint64_t combinations = 0;  ///< of the space's lists
-  std::uint64_t candidates = 0;    ///< that are possible
+  std::uint64_t impossible = 0;    ///< of them: no rule allows them, or another is the same step
+  std::uint64_t candidates = 0;
   std::uint64_t too_large = 0;     ///< do not fit in memory
   std::uint64_t timed = 0;         ///< by the coarse evaluation
   std::uint64_t simulated = 0;     ///< in full
@@ -87,9 +88,10 @@ struct SearchResult {
   SearchCounts counts;
   Ranked own;                ///< the scenario's own plan
   std::vector<Ranked> best;  ///< by step time of the full simulation, then by index
-  /// Whether a candidate that was not simulated in full may belong to what is listed here: why, or
-  /// empty. A coarse time is never more than that of the full simulation, so that those behind the
+  /// Whether no candidate that was not simulated in full belongs to what is listed here, else why
+  /// not. A coarse time is never more than that of the full simulation, so that those behind the
   /// slowest of the best need none; not so where loads of experts are drawn.
+  bool certain = false;
   std::string why_uncertain;
   /// Nothing else is both faster and smaller: ascending in step time, descending in memory.
   std::vector<Ranked> time_and_memory;
