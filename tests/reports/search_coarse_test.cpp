@@ -140,7 +140,7 @@ TEST(CoarseStep, TakesWhatTheFullSimulationTakes) {
     const Scenario scenario = read_scenario(kScenarios + file);
     PlanDraw draw(scenario, nodes, 2026);
     std::vector<Candidate> candidates;
-    for (int i = 0; i < 25; ++i) candidates.push_back(draw());
+    for (int i = 0; i < 100; ++i) candidates.push_back(draw());
     Worst worst;
     expect_equal(scenario, candidates, worst);
     fmt::print("{:32} {} candidates: memory bound at most {:.2f} % below, a phase {:.2f} % off\n",
