@@ -27,6 +27,7 @@
 //   training: of a step that is executed (defaults); models/training.hpp
 //   set: overrides of all that and of the files it names, [PATH=VALUE, ...] (none);
 //   sim/overrides.hpp
+//   search: what layouts a search may choose (defaults); reports/search/space.hpp reads it
 
 #include <cstdint>
 #include <memory>
