@@ -1,6 +1,6 @@
 // orrery VERB ...: one function per verb. Results go to standard output, notes and warnings to
-// standard error. Exit status: 0 fine; 2 the input is wrong; 3 validate missed an aim; 1 anything
-// else.
+// standard error. Exit status: 0 fine; 2 the input is wrong; 3 validate missed an aim; 4 nothing of what
+// a search may choose from fits; 1 anything else.
 
 #include <fmt/core.h>
 #include <unistd.h>
@@ -8,6 +8,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
+#include <csignal>
 #include <cstdlib>
 #include <ctime>
 #include <filesystem>
@@ -22,6 +23,7 @@
 #include "calibrate/local_cluster.hpp"
 #include "calibrate/measure_network.hpp"
 #include "calibrate/read_nccl.hpp"
+#include "calibrate/transport/launched.hpp"
 #include "kernels/device.hpp"
 #include "reports/compare.hpp"
 #include "reports/explain.hpp"
@@ -29,6 +31,8 @@
 #include "reports/json.hpp"
 #include "reports/network.hpp"
 #include "reports/output.hpp"
+#include "reports/search/search_report.hpp"
+#include "reports/search/stored_search.hpp"
 #include "reports/study.hpp"
 #include "reports/terminal.hpp"
 #include "reports/trace.hpp"
@@ -40,11 +44,13 @@ using namespace orrery;
 
 constexpr int kWrongInput = 2;
 constexpr int kMissedAim = 3;
+constexpr int kNothingFits = 4;
 
 /// Options of all verbs.
 struct Options {
   std::vector<std::string> files;
   std::string json;  // empty: none; "-": standard output
+  std::string csv;   // likewise
   bool quiet = false;
   std::string trace;
   std::vector<std::uint32_t> trace_ranks;
@@ -71,6 +77,12 @@ struct Options {
   std::optional<DeviceKind> execute;
   std::vector<std::string> calibration;  ///< scenarios whose kernels are measured
   TrainOptions training;
+  SearchOptions search;
+  std::string space;
+  std::string store;
+  bool fresh = false;
+  std::string write_best;
+  double silence_s = 30;  ///< of a rank that is taken to be lost
 };
 
 bool wants_colour() {
@@ -232,6 +244,59 @@ int ask_about_network(Options& options) {
   const NetworkAnswer answer = ask_network(question);
   if (!options.json.empty()) write_file(options.json, to_json(answer));
   if (options.json != "-") write_file("-", to_terminal(answer));
+  return 0;
+}
+
+volatile std::sig_atomic_t stop_signal = 0;
+
+/// A line that is written over, on a terminal only.
+void show_search(const SearchProgress& progress) {
+  fmt::print(stderr, "\r{:<100}\r", progress_text(progress));
+  std::fflush(stderr);
+}
+
+int search_layouts(const Options& options) {
+  if (options.json == "-" && options.csv == "-") {
+    reject("--json and --csv cannot both go to standard output");
+  }
+  const auto launched = launched_by();
+  const auto silence = std::chrono::milliseconds(static_cast<int>(1000 * options.silence_s));
+  const auto peers = launched ? open_mpi_peers(*launched, silence) : nullptr;
+  StoredSearchOptions how{.program = "orrery " ORRERY_VERSION,
+                          .command = options.command,
+                          .store = options.store,
+                          .fresh = options.fresh,
+                          .threads = options.threads,
+                          .peers = peers.get()};
+  std::unique_ptr<SearchInput> input;
+  const auto read = [&] {
+    input = read_search(options.files[0], options.space, options.search);
+    return ServedSearch{&input->search, options.search};
+  };
+  if (peers != nullptr && peers->rank() > 0) {
+    serve_search(*peers, read, how);
+    return 0;
+  }
+  read();
+  print_notes(options, input->scenario);
+  if (!options.quiet) {
+    how.note = [](const std::string& text) { fmt::print(stderr, "note: {}\n", text); };
+    if (isatty(STDERR_FILENO) != 0) how.progress = show_search;
+  }
+  std::signal(SIGINT, [](int signal) { stop_signal = signal; });
+  std::signal(SIGTERM, [](int signal) { stop_signal = signal; });
+  how.stopped = [] { return stop_signal != 0; };
+  const SearchAnswer answer = StoredSearch(input->search, options.search, how).run();
+  if (!options.json.empty()) write_file(options.json, to_json(answer, input->search));
+  if (!options.csv.empty()) write_file(options.csv, to_csv(answer, input->search));
+  if (options.json != "-" && options.csv != "-") {
+    write_file("-", to_terminal(answer, input->search, {.colour = wants_colour()}));
+  }
+  if (answer.result.best.empty()) return kNothingFits;
+  if (!options.write_best.empty()) {
+    write_file(options.write_best, scenario_of(answer.result.best.front().candidate,
+                                               input->scenario, options.write_best));
+  }
   return 0;
 }
 
@@ -613,6 +678,43 @@ int main_of(int argc, char** argv) {
                    "profile to predict with; with --calibrate, where it is written")
       ->needs("--execute");
 
+  CLI::App* search_verb =
+      app.add_subcommand("search", "the best layouts of a scenario's model on its cluster");
+  scenario(search_verb);
+  search_verb->add_option("--space", options.space,
+                          "file with what may be chosen (default: the scenario's `search:` section)");
+  search_verb->add_option("--store", options.store,
+                          "SQLite file that keeps all evaluations; a search that was stopped goes on");
+  search_verb->add_flag("--fresh", options.fresh, "give up what the store has")->needs("--store");
+  search_verb->add_option("--top", options.search.best, "layouts to rank (10)")
+      ->check(CLI::Range(1, 1000));
+  search_verb->add_option("--full", options.search.full, "full simulations at most (64)")
+      ->check(CLI::Range(1, 1'000'000));
+  search_verb
+      ->add_option("--memory-share", options.search.memory_share,
+                   "of the device's memory that a layout may need (1)")
+      ->check(CLI::Range(0.01, 1.0));
+  search_verb->add_option("--threads", options.threads, "of each process (default: this machine's)")
+      ->check(CLI::Range(1, 4096));
+  search_verb
+      ->add_option("--timeout", options.silence_s,
+                   "under mpirun: seconds of silence after which a rank is lost (30)")
+      ->check(CLI::Range(0.1, 1e6));
+  search_verb->add_option("--csv", options.csv,
+                          "write all candidates as CSV to this file, - for standard output");
+  search_verb->add_option("--write-best", options.write_best,
+                          "write the best layout as a scenario to this file");
+  search_verb
+      ->add_option_function<std::string>(
+          "--network",
+          [&](const std::string& word) {
+            options.search.network = word == "flows" ? Network::flows : Network::formula;
+          },
+          "of full simulations (default: flows where the cluster has a fabric)")
+      ->check(CLI::IsMember({"formula", "flows"}));
+  json(search_verb);
+  quiet(search_verb);
+
   CLI::App* network_verb =
       app.add_subcommand("network", "a cluster's links, or a collective on it");
   network_verb->add_option("cluster", options.files, "cluster file, or scenario file")
@@ -730,6 +832,7 @@ int main_of(int argc, char** argv) {
   if (*run_verb) return run(options);
   if (*explain_verb) return explain_scenario(options);
   if (*compare_verb) return compare_scenarios(options);
+  if (*search_verb) return search_layouts(options);
   if (*network_verb) return ask_about_network(options);
   if (*calibrate_verb) return calibrate_something(options);
   return validate_runs(options);

@@ -1,0 +1,31 @@
+#pragma once
+// What a search found, for people, for programs, as a table and as a scenario.
+
+#include <string>
+
+#include "reports/search/search.hpp"
+#include "reports/search/stored_search.hpp"
+#include "reports/terminal.hpp"
+
+namespace orrery {
+
+std::string to_terminal(const SearchAnswer& answer, const Search& search,
+                        const TerminalOptions& options = {});
+
+/// "coarse 12,345 of 31,104, 1,204 a second, 16 s left", on one line.
+std::string progress_text(const SearchProgress& progress);
+
+/// Keys do not change their names: scenario, counts, certain, best, own, time_and_memory,
+/// time_and_gpus, gpu_hours_and_gpus, against_second, against_own, nearest.
+std::string to_json(const SearchAnswer& answer, const Search& search);
+
+/// Every candidate, one a line, in the order of the space, with a heading: its key and plan, and
+/// both evaluations, empty where there was none. Times in seconds with all their digits.
+std::string to_csv(const SearchAnswer& answer, const Search& search);
+
+/// The candidate as a scenario file at `path` (which is not written): the same step as the search
+/// evaluated. Files that it names are named relative to the folder of `path`.
+std::string scenario_of(const Candidate& candidate, const Scenario& scenario,
+                        const std::string& path);
+
+}  // namespace orrery
