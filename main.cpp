@@ -283,10 +283,22 @@ int search_layouts(const Options& options) {
     how.note = [](const std::string& text) { fmt::print(stderr, "note: {}\n", text); };
     if (isatty(STDERR_FILENO) != 0) how.progress = show_search;
   }
-  std::signal(SIGINT, [](int signal) { stop_signal = signal; });
-  std::signal(SIGTERM, [](int signal) { stop_signal = signal; });
+  for (const int which : {SIGINT, SIGTERM}) {
+    std::signal(which, [](int signal) {
+      stop_signal = signal;
+      std::signal(signal, SIG_DFL);  // a second one means it
+    });
+  }
   how.stopped = [] { return stop_signal != 0; };
-  const SearchAnswer answer = StoredSearch(input->search, options.search, how).run();
+  StoredSearch stored(input->search, options.search, how);
+  SearchAnswer answer;
+  try {
+    answer = stored.run();
+  } catch (const SearchStopped& stopped) {
+    // Now: threads may be at a simulation for a while, and a launcher may not wait for them.
+    fmt::print(stderr, "orrery: {}\n", stopped.what());
+    return 128 + stop_signal;
+  }
   if (!options.json.empty()) write_file(options.json, to_json(answer, input->search));
   if (!options.csv.empty()) write_file(options.csv, to_csv(answer, input->search));
   if (options.json != "-" && options.csv != "-") {
