@@ -5,23 +5,23 @@
 //   SearchResult r = s.run();                    // on this machine
 //   SearchResult r = s.run(evaluate);            // e.g. what a store knows, the rest by MPI ranks
 //
-// All that is computed goes through one function, Evaluate: evaluations of the candidates with these
-// indices, at this fidelity. Search::evaluate is the one that computes, on all threads of this
-// process; another one may look results up by key, hand indices to other processes that built the
-// same Search, and call Search::evaluate for what is left. Results do not depend on who evaluated
-// what, or on the number of threads.
+// All that is computed goes through one function, Evaluate: evaluations of the candidates with
+// these indices, at this fidelity. Search::evaluate is the one that computes, on all threads of
+// this process; another one may look results up by key, hand indices to other processes that built
+// the same Search, and call Search::evaluate for what is left. Results do not depend on who
+// evaluated what, or on the number of threads.
 
 #include <cstddef>
 #include <cstdint>
 #include <functional>
-#include <memory>
 #include <optional>
 #include <span>
 #include <string>
-#include <utility>
+#include <string_view>
 #include <vector>
 
 #include "reports/report.hpp"
+#include "reports/search/coarse.hpp"
 #include "reports/search/space.hpp"
 
 namespace orrery {
@@ -40,17 +40,16 @@ struct Evaluation {
   /// 0 where it does not fit and the fidelity is coarse: then nothing was timed.
   double step_time_s = 0;
   PhaseTimes phases_s;  ///< mean over ranks; they add up to the step
-
-  friend bool operator==(const Evaluation&, const Evaluation&);
 };
 
 struct SearchOptions {
   std::size_t best = 10;  ///< how many to rank
-  /// Full simulations at most, the scenario's own plan not counted. Where coarse and full are the
-  /// same to the picosecond, `best` of them suffice.
+  /// Full simulations at most, the scenario's own plan not counted. Where coarse times are those of
+  /// the full simulation, one suffices for each candidate that is shown.
   std::size_t full = 64;
   std::optional<Network> network;  ///< of full simulations; as in StudyOptions
   double memory_share = 1;         ///< of the device's memory that a candidate may need
+  double front_time = 2;           ///< time_and_memory: no slower than this many times the best
 };
 
 /// `indices` ascending; as many evaluations in the same order.
@@ -78,24 +77,26 @@ struct PhaseDifference {
 
 struct SearchCounts {
   std::uint64_t combinations = 0;  ///< of the space's lists
-  std::uint64_t impossible = 0;    ///< ruled out before a plan was made
+  std::uint64_t impossible = 0;    ///< of them: no rule allows them, or another is the same step
   std::uint64_t candidates = 0;
-  std::uint64_t too_large = 0;  ///< do not fit in memory
-  std::uint64_t timed = 0;      ///< by the coarse evaluation
-  std::uint64_t simulated = 0;  ///< in full
+  std::uint64_t too_large = 0;     ///< do not fit in memory
+  std::uint64_t timed = 0;         ///< by the coarse evaluation
+  std::uint64_t simulated = 0;     ///< in full
 };
 
 struct SearchResult {
   SearchCounts counts;
   Ranked own;                ///< the scenario's own plan
   std::vector<Ranked> best;  ///< by step time of the full simulation, then by index
-  /// Whether no candidate that was not simulated can be among the best (else options.full was
-  /// reached).
+  /// Whether no candidate that was not simulated in full belongs to what is listed here, else why
+  /// not. A coarse time is never more than that of the full simulation, so that those behind the
+  /// slowest of the best need none; not so where loads of experts are drawn.
   bool certain = false;
   std::string why_uncertain;
   /// Nothing else is both faster and smaller: ascending in step time, descending in memory.
   std::vector<Ranked> time_and_memory;
-  /// By number of GPUs, where the space has several numbers of nodes: the fewest GPUs first.
+  /// Fewest GPUs first, where the space has several numbers of nodes: with more GPUs, faster; with
+  /// more GPUs, less GPU time (the fastest layout of each number).
   std::vector<Ranked> time_and_gpus;
   std::vector<Ranked> gpu_hours_and_gpus;
   /// Why the winner wins, by part, largest saving first. Empty without a second or if the own plan
@@ -108,7 +109,6 @@ class Search {
  public:
   /// Enumerates. `scenario` outlives it.
   Search(const Scenario& scenario, const SearchSpace& space, const SearchOptions& options = {});
-  ~Search();
   Search(const Search&) = delete;
   Search& operator=(const Search&) = delete;
 
@@ -126,8 +126,7 @@ class Search {
   const Scenario& scenario_;
   SearchOptions options_;
   Candidates candidates_;
-  struct Shared;
-  std::unique_ptr<Shared> shared_;  ///< prices and cells that evaluations have in common
+  CoarseModel coarse_;
 };
 
 }  // namespace orrery

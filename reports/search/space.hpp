@@ -74,37 +74,45 @@ std::string key_of(const Candidate& candidate);
 Scenario with_candidate(const Scenario& scenario, const Candidate& candidate);
 
 /// The possible candidates of a space. The first is the scenario's own plan, whether the space has
-/// it or not. What is impossible (models/plan_rules.hpp) is not in; of candidates whose programs are
-/// the same (ZeRO among one copy, SMs without an exchange) one is.
+/// it or not. What is impossible (models/plan_rules.hpp) is not in; of candidates whose programs
+/// are the same (ZeRO stages of one copy) one is. Where nothing is exchanged between experts,
+/// computation has all SMs.
 class Candidates {
  public:
   Candidates(const Scenario& scenario, const SearchSpace& space);
 
   std::size_t size() const { return choices_.size() + 1; }
   Candidate at(std::size_t index) const;
+  std::int64_t nodes(std::size_t index) const {
+    return index == 0 ? scenario_.cluster.nodes : choices_[index - 1].nodes;
+  }
 
-  /// Combinations that were looked at, and those no rule allows.
+  /// Whether the first is one of the space's, as far as nodes go.
+  bool own_is_in_space() const;
+  /// Of the space's lists, possible or not.
   std::uint64_t combinations() const { return combinations_; }
-  std::uint64_t impossible() const { return impossible_; }
 
  private:
-  /// Indices into the space's lists; of `split` into splits_.
   struct Choice {
-    std::int32_t nodes = 0, tp = 0, cp = 0, pp = 0, ep = 0, expert_tp = 0, micro_batch = 0;
-    std::int32_t split = 0;
+    std::int64_t nodes = 0;
+    std::int32_t tp = 0, cp = 0, pp = 0, dp = 0, ep = 0, expert_tp = 0;
+    std::int32_t micro_batch = 0;
+    std::int32_t split = 0;  ///< of splits_
+    std::int16_t chunks = 0;
+    std::int16_t recompute = 0, precision = 0;  ///< of the space's lists
+    std::int16_t communication_sms = 0;
     std::int8_t zero = 0;
     ScheduleKind schedule{};
-    std::int16_t chunks = 1;
-    std::int16_t recompute = 0, precision = 0;
-    std::int16_t communication_sms = 0;
   };
+  class Enumeration;
+
+  Candidate candidate(const Choice& choice) const;
 
   const Scenario& scenario_;
   SearchSpace space_;
   std::vector<Choice> choices_;
   std::vector<std::vector<StageContents>> splits_;
   std::uint64_t combinations_ = 0;
-  std::uint64_t impossible_ = 0;
 };
 
 }  // namespace orrery
