@@ -31,7 +31,7 @@ std::string recompute_words(const Recompute& r) {
   }
   std::string words;
   const auto add = [&](bool is, const char* word) {
-    if (is) words += (words.empty() ? "" : "+") + std::string(word);
+    if (is) words += fmt::format("{}{}", words.empty() ? "" : "+", word);
   };
   add(r.norms, "norms");
   add(r.mla_up_projection, "mla_up_projection");
@@ -85,7 +85,7 @@ Choices choices_of(const Ranked& ranked) {
 // ---- the terminal
 
 std::string paint_bold(std::string text, const TerminalOptions& options) {
-  return options.colour ? "\x1b[1m" + std::move(text) + "\x1b[0m" : std::move(text);
+  return options.colour ? fmt::format("\x1b[1m{}\x1b[0m", text) : std::move(text);
 }
 
 std::string seconds_text(double s) {
@@ -276,7 +276,7 @@ void write_ranked(JsonWriter& writer, const Ranked& ranked, std::size_t place = 
 
 /// In quotes where commas would break the row. No value here has quotes of its own.
 std::string csv_cell(const std::string& text) {
-  return text.find(',') == std::string::npos ? text : '"' + text + '"';
+  return text.find(',') == std::string::npos ? text : fmt::format("\"{}\"", text);
 }
 
 std::string csv_evaluation(const Evaluation* e) {

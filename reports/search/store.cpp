@@ -124,13 +124,17 @@ std::string difference(const std::string& stored, const std::string& asked) {
   const auto b = lines(asked);
   const auto [x, y] = std::mismatch(a.begin(), a.end(), b.begin(), b.end());
   const auto said = [](const auto& at, const auto& list) {
-    return at == list.end() ? std::string("nothing") : "'" + *at + "'";
+    return at == list.end() ? std::string("nothing") : fmt::format("'{}'", *at);
   };
   return fmt::format("{} there, {} here", said(x, a), said(y, b));
 }
 
 [[noreturn]] void refuse(const std::string& path, std::string message, std::string hint) {
-  throw InputError({Problem{{path, 0, 0}, std::move(message), std::move(hint), ""}});
+  std::vector<Problem> problems(1);
+  problems[0].at.file = path;
+  problems[0].message = std::move(message);
+  problems[0].hint = std::move(hint);
+  throw InputError(std::move(problems));
 }
 
 constexpr const char* kStartOver = "--fresh starts over in it, or name another --store";
@@ -224,7 +228,7 @@ std::string fingerprint_of(const StoreQuestion& question) {
 struct Store::Open {
   Database db;
   std::int64_t session = 0;
-  std::optional<Statement> find[2];
+  std::optional<Statement> select[2];
   std::optional<Statement> insert[2];
 
   explicit Open(Database database) : db(std::move(database)) {}
@@ -240,8 +244,8 @@ struct Store::Open {
     for (const Fidelity fidelity : kFidelities) {
       db.execute(fmt::format(kTable, table_of(fidelity)).c_str(), "create");
     }
-    Statement insert(db, "INSERT INTO question VALUES (?, ?)", "create");
-    for (const auto& [part, text] : question.parts) insert.bind(0, part).bind(1, text).run();
+    Statement add(db, "INSERT INTO question VALUES (?, ?)", "create");
+    for (const auto& [part, text] : question.parts) add.bind(0, part).bind(1, text).run();
     transaction.commit();
   }
 
@@ -266,10 +270,10 @@ struct Store::Open {
              fmt::format("a store of format {}, and this program knows {}", format, kFormat),
              kStartOver);
     }
-    Statement select(db, "SELECT text FROM question WHERE part = ?", "read");
+    Statement find(db, "SELECT text FROM question WHERE part = ?", "read");
     for (const auto& [part, text] : question.parts) {
-      const std::string stored = select.bind(0, part).next() ? select.text(0) : "";
-      select.reset();
+      const std::string stored = find.bind(0, part).next() ? find.text(0) : "";
+      find.reset();
       if (stored != text) {
         refuse(db.path(),
                fmt::format("this store is of another {}: {}", part, difference(stored, text)),
@@ -308,7 +312,7 @@ struct Store::Open {
     transaction.commit();
     for (std::size_t i = 0; i < kFidelities.size(); ++i) {
       const char* table = table_of(kFidelities[i]);
-      find[i].emplace(db, fmt::format(kFind, table).c_str(), "read");
+      select[i].emplace(db, fmt::format(kFind, table).c_str(), "read");
       insert[i].emplace(db, fmt::format(kAdd, table).c_str(), "write");
     }
   }
@@ -372,7 +376,7 @@ Store::Store(const std::string& path, const StoreQuestion& question, const Store
 Store::~Store() = default;
 
 std::optional<Evaluation> Store::find(const std::string& key, Fidelity fidelity) const {
-  Statement& select = *open_->find[static_cast<std::size_t>(fidelity)];
+  Statement& select = *open_->select[static_cast<std::size_t>(fidelity)];
   if (!select.bind(0, key).next()) return std::nullopt;
   Evaluation e;
   e.fits = select.integer(0) != 0;

@@ -117,14 +117,15 @@ void StoredSearch::compare_own_plan() {
     const std::size_t own[] = {0};
     const Evaluation computed = search_.evaluate(own, fidelity).front();
     if (*stored == computed) continue;
-    throw InputError({Problem{
-        {how_.store, 0, 0},
+    Problems problems;
+    problems.add(
+        Location{how_.store, 0, 0},
         fmt::format(
             "this store is of another build of {}: there the scenario's own plan takes {} s "
             "({} evaluation), here {} s",
             how_.program, stored->step_time_s, name_of(fidelity), computed.step_time_s),
-        "--fresh starts over in it, or name another --store",
-        ""}});
+        "--fresh starts over in it, or name another --store");
+    problems.throw_if_any();
   }
 }
 
