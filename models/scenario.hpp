@@ -25,6 +25,7 @@
 //              models/routing.hpp and models/router.hpp say what each is
 //   stragglers: [{gpu | node | share, slowdown}, {sigma}] (none); models/stragglers.hpp
 //   training: of a step that is executed (defaults); models/training.hpp
+//   search: what layouts a search may choose (defaults); reports/search/space.hpp reads it
 
 #include <cstdint>
 #include <memory>

@@ -79,9 +79,9 @@ struct SearchCounts {
   std::uint64_t combinations = 0;  ///< of the space's lists
   std::uint64_t impossible = 0;    ///< of them: no rule allows them, or another is the same step
   std::uint64_t candidates = 0;
-  std::uint64_t too_large = 0;     ///< do not fit in memory
-  std::uint64_t timed = 0;         ///< by the coarse evaluation
-  std::uint64_t simulated = 0;     ///< in full
+  std::uint64_t too_large = 0;  ///< do not fit in memory
+  std::uint64_t timed = 0;      ///< by the coarse evaluation
+  std::uint64_t simulated = 0;  ///< in full
 };
 
 struct SearchResult {
