@@ -32,7 +32,7 @@
 #include "reports/network.hpp"
 #include "reports/output.hpp"
 #include "reports/search/search_report.hpp"
-#include "reports/search/stored_search.hpp"
+#include "reports/search/search_session.hpp"
 #include "reports/study.hpp"
 #include "reports/terminal.hpp"
 #include "reports/trace.hpp"
@@ -78,6 +78,7 @@ struct Options {
   std::vector<std::string> calibration;  ///< scenarios whose kernels are measured
   TrainOptions training;
   SearchOptions search;
+  AskedQuestion question;
   std::string space;
   std::string store;
   bool fresh = false;
@@ -255,30 +256,67 @@ void show_search(const SearchProgress& progress) {
   std::fflush(stderr);
 }
 
+/// What was asked goes to the files and streams that were asked for; its status.
+int answer_search(const Options& options, SearchSession& session) {
+  const SearchInput& input = session.input();
+  const auto write_best = [&](const Candidate& candidate) {
+    if (options.write_best.empty()) return;
+    write_file(options.write_best, scenario_of(candidate, input.scenario, options.write_best));
+  };
+  const auto print = [&](const std::string& summary) {
+    if (options.json != "-" && options.csv != "-") write_file("-", summary);
+  };
+  if (options.question.days || options.question.gpu_hours) {
+    const QuestionOptions how = question_options(session);
+    const double tokens = options.question.tokens;
+    const Answer answer =
+        options.question.days
+            ? smallest_cluster(input.scenario, input.space, tokens, *options.question.days, how)
+            : best_for_budget(input.scenario, input.space, tokens, *options.question.gpu_hours, how);
+    if (!options.json.empty()) {
+      write_file(options.json, to_json(answer, options.question, input.scenario));
+    }
+    print(to_terminal(answer, options.question, input.scenario, {.colour = wants_colour()}));
+    if (answer.met) write_best(answer.choice->layout.candidate);
+    return answer.met ? 0 : kNothingFits;
+  }
+  const Search search(input.scenario, input.space, input.options);
+  const SearchAnswer answer = find_best(session, search);
+  if (!options.json.empty()) write_file(options.json, to_json(answer, search));
+  if (!options.csv.empty()) write_file(options.csv, to_csv(answer, search));
+  print(to_terminal(answer, search, {.colour = wants_colour()}));
+  if (answer.result.best.empty()) return kNothingFits;
+  write_best(answer.result.best.front().candidate);
+  return 0;
+}
+
 int search_layouts(const Options& options) {
+  const bool question = options.question.days || options.question.gpu_hours;
   if (options.json == "-" && options.csv == "-") {
     reject("--json and --csv cannot both go to standard output");
+  }
+  if (question && !options.csv.empty()) {
+    reject("--csv lists the candidates of a search, not of --days or --gpu-hours");
+  }
+  if (question != (options.question.tokens > 0)) {
+    reject("--tokens goes with --days (the smallest cluster) or --gpu-hours (the fastest layout)");
   }
   const auto launched = launched_by();
   const auto silence = std::chrono::milliseconds(static_cast<int>(1000 * options.silence_s));
   const auto peers = launched ? open_mpi_peers(*launched, silence) : nullptr;
-  StoredSearchOptions how{.program = "orrery " ORRERY_VERSION,
-                          .command = options.command,
-                          .store = options.store,
-                          .fresh = options.fresh,
-                          .threads = options.threads,
-                          .peers = peers.get()};
-  std::unique_ptr<SearchInput> input;
-  const auto read = [&] {
-    input = read_search(options.files[0], options.space, options.search);
-    return ServedSearch{&input->search, options.search};
-  };
+  SessionOptions how{.program = "orrery " ORRERY_VERSION,
+                     .command = options.command,
+                     .store = options.store,
+                     .fresh = options.fresh,
+                     .threads = options.threads,
+                     .peers = peers.get()};
+  const auto read = [&] { return read_search(options.files[0], options.space, options.search); };
   if (peers != nullptr && peers->rank() > 0) {
     serve_search(*peers, read, how);
     return 0;
   }
-  read();
-  print_notes(options, input->scenario);
+  const SearchInput input = read();
+  print_notes(options, input.scenario);
   if (!options.quiet) {
     how.note = [](const std::string& text) { fmt::print(stderr, "note: {}\n", text); };
     if (isatty(STDERR_FILENO) != 0) how.progress = show_search;
@@ -290,26 +328,14 @@ int search_layouts(const Options& options) {
     });
   }
   how.stopped = [] { return stop_signal != 0; };
-  StoredSearch stored(input->search, options.search, how);
-  SearchAnswer answer;
+  SearchSession session(input, how);
   try {
-    answer = stored.run();
+    return answer_search(options, session);
   } catch (const SearchStopped& stopped) {
     // Now: threads may be at a simulation for a while, and a launcher may not wait for them.
     fmt::print(stderr, "orrery: {}\n", stopped.what());
     return 128 + stop_signal;
   }
-  if (!options.json.empty()) write_file(options.json, to_json(answer, input->search));
-  if (!options.csv.empty()) write_file(options.csv, to_csv(answer, input->search));
-  if (options.json != "-" && options.csv != "-") {
-    write_file("-", to_terminal(answer, input->search, {.colour = wants_colour()}));
-  }
-  if (answer.result.best.empty()) return kNothingFits;
-  if (!options.write_best.empty()) {
-    write_file(options.write_best, scenario_of(answer.result.best.front().candidate,
-                                               input->scenario, options.write_best));
-  }
-  return 0;
 }
 
 int calibrate_cluster(const Options& options) {
@@ -706,6 +732,24 @@ int main_of(int argc, char** argv) {
       ->add_option("--memory-share", options.search.memory_share,
                    "of the device's memory that a layout may need (1)")
       ->check(CLI::Range(0.01, 1.0));
+  const auto count = [&](const char* name, auto set, const char* text) {
+    return search_verb
+        ->add_option_function<std::string>(
+            name, [set](const std::string& word) { set(*parse_count(word)); },
+            text)
+        ->check([](const std::string& word) {
+          const auto value = parse_count(word);
+          return value && *value > 0
+                     ? ""
+                     : fmt::format("'{}' is no number such as 60, 2.8M or 14.8T", word);
+        });
+  };
+  count("--tokens", [&](double n) { options.question.tokens = n; }, "to train, as 14.8T");
+  CLI::Option* days = count("--days", [&](double n) { options.question.days = n; },
+                            "with --tokens: the smallest cluster that takes no longer");
+  count("--gpu-hours", [&](double n) { options.question.gpu_hours = n; },
+        "with --tokens: the fastest layout that takes no more, as 2.8M")
+      ->excludes(days);
   search_verb->add_option("--threads", options.threads, "of each process (default: this machine's)")
       ->check(CLI::Range(1, 4096));
   search_verb

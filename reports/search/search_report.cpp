@@ -6,6 +6,7 @@
 #include <array>
 #include <filesystem>
 #include <functional>
+#include <string_view>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -84,12 +85,44 @@ Choices choices_of(const Ranked& ranked) {
 
 // ---- the terminal
 
-std::string paint_bold(std::string text, const TerminalOptions& options) {
-  return options.colour ? fmt::format("\x1b[1m{}\x1b[0m", text) : std::move(text);
+std::string paint_bold(const std::string& text, const TerminalOptions& options) {
+  return options.colour ? fmt::format("\x1b[1m{}\x1b[0m", text) : text;
+}
+
+/// Of a part of the summary.
+std::string title(const std::string& text, const TerminalOptions& options) {
+  return fmt::format("\n{}\n", paint_bold(text, options));
 }
 
 std::string seconds_text(double s) {
   return s > 0 ? fmt::format("{:.3f} s", s) : "-";
+}
+
+/// Where not all rows have the same.
+std::vector<std::size_t> varying_columns(const std::vector<Choices>& rows) {
+  std::vector<std::size_t> varying;
+  for (std::size_t c = 0; c < rows.front().size(); ++c) {
+    const auto same = [&](const Choices& row) { return row[c].second == rows.front()[c].second; };
+    if (!std::all_of(rows.begin(), rows.end(), same)) varying.push_back(c);
+  }
+  return varying;
+}
+
+/// The line below a table that says what all rows have in common.
+std::string common_columns(const std::vector<Choices>& rows) {
+  const std::vector<std::size_t> varying = varying_columns(rows);
+  std::string common;
+  for (std::size_t c = 0; c < rows.front().size(); ++c) {
+    if (std::find(varying.begin(), varying.end(), c) != varying.end()) continue;
+    common += fmt::format("{}{} {}", common.empty() ? "" : ", ", rows.front()[c].first,
+                          rows.front()[c].second);
+  }
+  return common.empty() ? "" : fmt::format("  all: {}\n", common);
+}
+
+char alignment_of(std::string_view heading) {
+  const auto words = {"schedule", "layers", "precision", "recompute"};
+  return std::find(words.begin(), words.end(), heading) == words.end() ? 'r' : 'l';
 }
 
 /// Rows of candidates: what they come to, then in what they differ; below it what they have in
@@ -98,29 +131,13 @@ std::string table_of(const std::vector<const Ranked*>& rows, const std::vector<s
                      const Ranked& own) {
   std::vector<Choices> choices;
   for (const Ranked* row : rows) choices.push_back(choices_of(*row));
-  std::vector<std::size_t> varying;
-  std::string common;
-  for (std::size_t c = 0; c < choices.front().size(); ++c) {
-    const bool same = std::all_of(choices.begin(), choices.end(), [&](const Choices& other) {
-      return other[c].second == choices.front()[c].second;
-    });
-    if (!same) {
-      varying.push_back(c);
-    } else {
-      common += fmt::format("{}{} {}", common.empty() ? "" : ", ", choices.front()[c].first,
-                            choices.front()[c].second);
-    }
-  }
+  const std::vector<std::size_t> varying = varying_columns(choices);
   const double own_s = own.best_known().fits ? own.best_known().step_time_s : 0;
   std::vector<std::vector<std::string>> cells = {{"", "step time", "vs own", "memory", "GPU-h/T"}};
   std::string align = "rrrrr";
   for (const std::size_t c : varying) {
-    const bool text = std::string_view(choices.front()[c].first) == "schedule" ||
-                      std::string_view(choices.front()[c].first) == "layers" ||
-                      std::string_view(choices.front()[c].first) == "precision" ||
-                      std::string_view(choices.front()[c].first) == "recompute";
-    align += text ? 'l' : 'r';
     cells[0].emplace_back(choices.front()[c].first);
+    align += alignment_of(choices.front()[c].first);
   }
   for (std::size_t r = 0; r < rows.size(); ++r) {
     const Evaluation& e = rows[r]->best_known();
@@ -133,9 +150,7 @@ std::string table_of(const std::vector<const Ranked*>& rows, const std::vector<s
          e.step_time_s > 0 ? format_count(rows[r]->gpu_hours_per_trillion_tokens) : "-"});
     for (const std::size_t c : varying) cells.back().push_back(choices[r][c].second);
   }
-  std::string text = format_table(cells, align, "  ");
-  if (!common.empty()) text += "  all: " + common + "\n";
-  return text;
+  return format_table(cells, align, "  ") + common_columns(choices);
 }
 
 std::string head(const SearchAnswer& answer, const Search& search, const TerminalOptions& options) {
@@ -164,11 +179,9 @@ std::string best(const SearchAnswer& answer, const TerminalOptions& options) {
     rows.push_back(&result.own);
     labels.push_back(answer.own_place > 0 ? fmt::format("own {}", answer.own_place) : "own");
   }
-  std::string text =
-      "\n" +
-      paint_bold(fmt::format("The best {}, and the scenario's own plan", result.best.size()),
-                 options) +
-      "\n" + table_of(rows, labels, result.own);
+  std::string text = title(
+      fmt::format("The best {}, and the scenario's own plan", result.best.size()), options);
+  text += table_of(rows, labels, result.own);
   if (!result.own.best_known().fits) text += "  ! the scenario's own plan does not fit in memory\n";
   text += result.certain ? "  certain: no other candidate of the space can be among them\n"
                          : fmt::format("  not certain: {}\n", result.why_uncertain);
@@ -187,17 +200,17 @@ std::string why(const SearchResult& result, const TerminalOptions& options) {
   };
   std::string text;
   if (!result.against_own.empty()) {
-    text += "\n" + paint_bold("Why the winner wins, against the scenario's own plan", options) +
-            "\n" + rows(result.against_own, "own plan");
+    text += title("Why the winner wins, against the scenario's own plan", options);
+    text += rows(result.against_own, "own plan");
   }
   if (!result.against_second.empty()) {
-    text += "\n" + paint_bold("Why the winner wins, against the second", options) + "\n" +
-            rows(result.against_second, "second");
+    text += title("Why the winner wins, against the second", options);
+    text += rows(result.against_second, "second");
   }
   return text;
 }
 
-std::string front(const char* title, const std::vector<Ranked>& set, const Ranked& own,
+std::string front(const char* what, const std::vector<Ranked>& set, const Ranked& own,
                   const TerminalOptions& options) {
   if (set.size() < 2) return "";
   std::vector<const Ranked*> rows;
@@ -209,7 +222,7 @@ std::string front(const char* title, const std::vector<Ranked>& set, const Ranke
     labels.emplace_back(rows.back()->index == own.index ? "own" : "");
   }
   const std::string some = shown < set.size() ? fmt::format(" ({} of {})", shown, set.size()) : "";
-  return "\n" + paint_bold(title + some, options) + "\n" + table_of(rows, labels, own);
+  return title(what + some, options) + table_of(rows, labels, own);
 }
 
 // ---- JSON
@@ -316,6 +329,80 @@ std::string to_terminal(const SearchAnswer& answer, const Search& search,
   return text;
 }
 
+std::string to_terminal(const Answer& answer, const AskedQuestion& asked, const Scenario& scenario,
+                        const TerminalOptions& options) {
+  const std::string what =
+      asked.days ? fmt::format("fewest nodes for {} tokens in {} days", format_count(asked.tokens),
+                               *asked.days)
+                 : fmt::format("soonest {} tokens for {} GPU-hours", format_count(asked.tokens),
+                               format_count(*asked.gpu_hours));
+  std::string text =
+      paint_bold(shorten(scenario.name, 40) + ": " + what, options) + "\n" + answer.why + "\n";
+  if (answer.searched.empty()) return text;
+  std::vector<Choices> choices;
+  for (const ClusterChoice& choice : answer.searched) choices.push_back(choices_of(choice.layout));
+  const std::vector<std::size_t> columns = varying_columns(choices);
+  std::vector<std::vector<std::string>> cells = {
+      {"", "nodes", "days", "GPU-hours", "step time", "memory"}};
+  std::string align = "lrrrrr";
+  for (const std::size_t c : columns) {
+    cells[0].emplace_back(choices.front()[c].first);
+    align += alignment_of(choices.front()[c].first);
+  }
+  for (std::size_t i = 0; i < answer.searched.size(); ++i) {
+    const ClusterChoice& choice = answer.searched[i];
+    const Evaluation& e = choice.layout.best_known();
+    const bool chosen = answer.choice && answer.choice->nodes == choice.nodes;
+    cells.push_back({chosen ? (answer.met ? "->" : "nearest") : "",
+                     fmt::format("{}", choice.nodes), fmt::format("{:.2f}", choice.days),
+                     format_count(choice.gpu_hours), seconds_text(e.step_time_s),
+                     format_bytes(static_cast<double>(e.memory_peak_bytes))});
+    for (const std::size_t c : columns) cells.back().push_back(choices[i][c].second);
+  }
+  text += title("The fastest layout on each size that was searched", options);
+  text += format_table(cells, align, "  ") + common_columns(choices);
+  if (!answer.nothing_fits.empty()) {
+    text += fmt::format("  nothing fits in memory on {} nodes\n",
+                        fmt::join(answer.nothing_fits, ", "));
+  }
+  return text;
+}
+
+std::string to_json(const Answer& answer, const AskedQuestion& asked, const Scenario& scenario) {
+  return json_document([&](JsonObject& json) {
+    const auto number = [&](const char* key, const std::optional<double>& value) {
+      if (value) {
+        json(key, *value);
+      } else {
+        json.null(key);
+      }
+    };
+    const auto write = [](JsonWriter& writer, const ClusterChoice& choice) {
+      JsonObject row(writer);
+      row("nodes", choice.nodes);
+      row("gpus", choice.layout.gpus);
+      row("days", choice.days);
+      row("gpu_hours", choice.gpu_hours);
+      write_ranked(row.name("layout"), choice.layout);
+    };
+    json("scenario", scenario.name);
+    json("tokens", asked.tokens);
+    number("days", asked.days);
+    number("gpu_hours", asked.gpu_hours);
+    json("met", answer.met);
+    json("why", answer.why);
+    if (answer.choice) {
+      write(json.name("choice"), *answer.choice);
+    } else {
+      json.null("choice");
+    }
+    json.array("searched", answer.searched,
+               [&](const ClusterChoice& choice) { write(json.writer(), choice); });
+    json.array("nothing_fits_on_nodes", answer.nothing_fits,
+               [&](std::int64_t nodes) { json.writer().Int64(nodes); });
+  });
+}
+
 std::string progress_text(const SearchProgress& p) {
   const bool coarse = p.fidelity == Fidelity::coarse;
   std::string text =
@@ -377,7 +464,7 @@ std::string to_csv(const SearchAnswer& answer, const Search& search) {
   const auto ranked = [&](std::size_t index) {
     Ranked r{.index = index, .candidate = search.candidates().at(index)};
     r.key = key_of(r.candidate);
-    r.gpus = r.candidate.nodes * search.scenario().cluster.gpus_per_node;
+    r.gpus = r.candidate.plan.parallelism.world();
     return r;
   };
   for (const auto& [name, value] : choices_of(ranked(0))) {
@@ -386,7 +473,7 @@ std::string to_csv(const SearchAnswer& answer, const Search& search) {
         column.begin(), column.end(), [](char c) { return c == ' ' || c == '-'; }, '_');
     std::transform(column.begin(), column.end(), column.begin(),
                    [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
-    text += "," + column;
+    text += fmt::format(",{}", column);
   }
   for (const char* fidelity : {"coarse", "full"}) {
     for (const char* column :
@@ -396,16 +483,13 @@ std::string to_csv(const SearchAnswer& answer, const Search& search) {
     }
   }
   text += "\n";
-  const auto in = [](const std::map<std::size_t, Evaluation>& table, std::size_t index) {
-    const auto it = table.find(index);
-    return it == table.end() ? nullptr : &it->second;
-  };
   for (std::size_t i = 0; i < search.candidates().size(); ++i) {
     const Ranked r = ranked(i);
     text += csv_cell(r.key);
-    for (const auto& [name, value] : choices_of(r)) text += "," + csv_cell(value);
-    text += csv_evaluation(in(answer.table.coarse, i));
-    text += csv_evaluation(in(answer.table.full, i));
+    for (const auto& [name, value] : choices_of(r)) text += fmt::format(",{}", csv_cell(value));
+    text += csv_evaluation(&answer.table.coarse[i]);
+    const auto full = answer.table.full.find(i);
+    text += csv_evaluation(full == answer.table.full.end() ? nullptr : &full->second);
     text += "\n";
   }
   return text;
@@ -426,6 +510,7 @@ std::string scenario_of(const Candidate& candidate, const Scenario& scenario,
     if (!named->empty()) *named = fs::absolute(*named).lexically_normal().string();
   }
   best.name += ", best layout";
+  if (best.fabric == nullptr) best.cluster.fabric.clear();  // of a cluster with more nodes than it
   return to_yaml(best);
 }
 

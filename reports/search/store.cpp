@@ -33,12 +33,12 @@ constexpr std::int64_t kFormat = 1;
 constexpr const char* kTables = R"(
   CREATE TABLE question (part TEXT PRIMARY KEY, text TEXT NOT NULL) STRICT, WITHOUT ROWID;
   CREATE TABLE session (id INTEGER PRIMARY KEY, begun TEXT NOT NULL, program TEXT NOT NULL,
-                        command TEXT NOT NULL, host TEXT NOT NULL, ranks INTEGER NOT NULL) STRICT;
+                        command TEXT NOT NULL, space TEXT NOT NULL, host TEXT NOT NULL,
+                        ranks INTEGER NOT NULL) STRICT;
 )";
 constexpr const char* kTable = R"(
   CREATE TABLE {} (
     candidate TEXT PRIMARY KEY,    -- its key
-    number INTEGER NOT NULL,       -- its place in the space
     fits INTEGER NOT NULL,
     memory_peak_bytes INTEGER NOT NULL,
     step_time_s REAL NOT NULL,
@@ -55,7 +55,7 @@ constexpr const char* kTable = R"(
 constexpr const char* kFind =
     "SELECT fits, memory_peak_bytes, step_time_s, forward_s, backward_s, weight_s, overlapped_s, "
     "bubble_s, optimizer_s, exposed_communication_s FROM {} WHERE candidate = ?";
-constexpr const char* kAdd = "INSERT INTO {} VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
+constexpr const char* kAdd = "INSERT INTO {} VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
 
 constexpr std::array kFidelities = {Fidelity::coarse, Fidelity::full};
 
@@ -83,14 +83,6 @@ class Hash {
   std::uint64_t hash_ = 0xcbf29ce484222325U;
 };
 
-std::string contents_of(const std::string& file) {
-  if (file.empty()) return "none";
-  std::ifstream stream(file, std::ios::binary);
-  Hash hash;
-  hash.mix(std::string(std::istreambuf_iterator<char>(stream), {}));
-  return fmt::format("{}, contents {}", fs::path(file).filename().string(), hash.text());
-}
-
 std::string counts_of(const Routing& routing) {
   const auto* recorded = std::get_if<RecordedCounts>(&routing.kind);
   if (recorded == nullptr) return "none";
@@ -99,13 +91,7 @@ std::string counts_of(const Routing& routing) {
     hash.mix(fmt::format("layer {}", layer));
     for (const auto& counts : micro_batches) hash.mix(fmt::format("{}", fmt::join(counts, ",")));
   }
-  return "contents " + hash.text();
-}
-
-std::string candidates_of(const Candidates& candidates) {
-  Hash hash;
-  for (std::size_t i = 0; i < candidates.size(); ++i) hash.mix(key_of(candidates.at(i)));
-  return fmt::format("{} candidates, keys {}", candidates.size(), hash.text());
+  return fmt::format("contents {}", hash.text());
 }
 
 /// The first line that differs, of texts that do.
@@ -199,21 +185,60 @@ bool is_new(Database& db) {
 
 }  // namespace
 
-StoreQuestion store_question(const Search& search, const SearchOptions& options,
+std::string contents_of_file(const std::string& file) {
+  if (file.empty()) return "none";
+  std::ifstream stream(file, std::ios::binary);
+  Hash hash;
+  hash.mix(std::string(std::istreambuf_iterator<char>(stream), {}));
+  return fmt::format("{}, contents {}", fs::path(file).filename().string(), hash.text());
+}
+
+StoreQuestion store_question(const Scenario& of, const SearchOptions& options,
                              const std::string& program) {
   // What no evaluation depends on does not make it another question.
-  Scenario scenario = search.scenario();
+  Scenario scenario = of;
   scenario.name.clear();
   scenario.training = {};
-  return {
-      {{"program", program},
-       {"scenario", to_yaml(scenario)},
-       {"profile", contents_of(scenario.profile.file)},
-       {"fabric", contents_of(scenario.cluster.fabric)},
-       {"recorded counts", counts_of(scenario.plan.routing)},
-       {"network", network_of(scenario, options.network) == Network::flows ? "flows" : "formula"},
-       {"share of memory", fmt::format("{}", options.memory_share)},
-       {"space", candidates_of(search.candidates())}}};
+  return {{{"program", program},
+           {"scenario", to_yaml(scenario)},
+           {"profile", contents_of_file(scenario.profile.file)},
+           {"fabric", contents_of_file(scenario.cluster.fabric)},
+           {"recorded counts", counts_of(scenario.plan.routing)},
+           {"network",
+            network_of(scenario, options.network) == Network::flows ? "flows" : "formula"},
+           {"share of memory", fmt::format("{}", options.memory_share)}}};
+}
+
+std::string to_text(const SearchSpace& space) {
+  std::string text;
+  const auto list = [&](std::string_view name, const auto& values, auto word) {
+    text += fmt::format("{}: [", name);
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      text += fmt::format("{}{}", i > 0 ? ", " : "", word(values[i]));
+    }
+    text += "]\n";
+  };
+  const auto numbers = [&](std::string_view name, const std::vector<std::int64_t>& values) {
+    list(name, values, [](std::int64_t value) { return value; });
+  };
+  numbers("nodes", space.nodes);
+  numbers("tp", space.tp);
+  numbers("cp", space.cp);
+  numbers("pp", space.pp);
+  numbers("ep", space.ep);
+  numbers("expert_tp", space.expert_tp);
+  numbers("zero", space.zero);
+  numbers("micro_batch", space.micro_batch);
+  list("schedule", space.schedules, [](ScheduleKind kind) { return name_of(kind); });
+  numbers("virtual_stages", space.virtual_stages);
+  numbers("lighter_last", space.lighter_last);
+  list("precision", space.precisions, [](const Precision& p) { return name_of(p.kind); });
+  list("recompute", space.recomputes, [](const Recompute& r) {
+    return fmt::format("norms {} mla_up_projection {} activation {} attention_core {} full {}",
+                       r.norms, r.mla_up_projection, r.activation, r.attention_core, r.full);
+  });
+  numbers("communication_sms", space.communication_sms);
+  return text;
 }
 
 std::string fingerprint_of(const StoreQuestion& question) {
@@ -301,13 +326,13 @@ struct Store::Open {
     db.execute("PRAGMA synchronous = FULL", "write");
     Transaction transaction(db, "BEGIN EXCLUSIVE", "write");
     Statement add(db,
-                  "INSERT INTO session (begun, program, command, host, ranks) "
-                  "VALUES (?, ?, ?, ?, ?)",
+                  "INSERT INTO session (begun, program, command, space, host, ranks) "
+                  "VALUES (?, ?, ?, ?, ?, ?)",
                   "write");
     const std::string begun = now_utc();
     const std::string host = host_name();
-    add.bind(0, begun).bind(1, program).bind(2, by.command).bind(3, host);
-    add.bind(4, std::int64_t{by.ranks}).run();
+    add.bind(0, begun).bind(1, program).bind(2, by.command).bind(3, by.space).bind(4, host);
+    add.bind(5, std::int64_t{by.ranks}).run();
     session = sqlite3_last_insert_rowid(db.handle());
     transaction.commit();
     for (std::size_t i = 0; i < kFidelities.size(); ++i) {
@@ -398,9 +423,8 @@ void Store::add(std::span<const StoredEvaluation> evaluations, Fidelity fidelity
   Statement& insert = *open_->insert[static_cast<std::size_t>(fidelity)];
   for (const StoredEvaluation& row : evaluations) {
     Evaluation e = row.evaluation;
-    insert.bind(0, row.key).bind(1, static_cast<std::int64_t>(row.index));
-    insert.bind(2, std::int64_t{e.fits}).bind(3, e.memory_peak_bytes);
-    int parameter = 4;
+    insert.bind(0, row.key).bind(1, std::int64_t{e.fits}).bind(2, e.memory_peak_bytes);
+    int parameter = 3;
     for (double* time : times_of(e)) {
       // SQLite has no NaN.
       ORRERY_CHECK(!std::isnan(*time), "{} of {}", *time, row.key);

@@ -17,24 +17,30 @@
 
 namespace orrery {
 
-/// All that evaluations depend on, in named parts: {"scenario", its text}, ... A store has the
-/// results of one question. `program` is its name and version.
+/// All that evaluations of a candidate depend on beside itself, in named parts: {"scenario", its
+/// text}, ... A store has the results of one question. The space is no part of it: a search over
+/// another one goes on with those of its candidates that are there.
 struct StoreQuestion {
   std::vector<std::pair<std::string, std::string>> parts;
 };
-StoreQuestion store_question(const Search& search, const SearchOptions& options,
+/// `program` is its name and version.
+StoreQuestion store_question(const Scenario& scenario, const SearchOptions& options,
                              const std::string& program);
 /// 64 bits of it as text, for ranks to compare.
 std::string fingerprint_of(const StoreQuestion& question);
+/// "h800.yaml, contents 0123456789abcdef"; "none" without a name.
+std::string contents_of_file(const std::string& file);
+/// The lists of a space as YAML, a line each.
+std::string to_text(const SearchSpace& space);
 
-/// Who computes in this session; for people, and in no result.
+/// Who computes in this session and for which space; for people, and in no result.
 struct StoreSession {
   std::string command;
+  std::string space;
   int ranks = 1;
 };
 
 struct StoredEvaluation {
-  std::size_t index = 0;  ///< in Candidates
   std::string key;
   Evaluation evaluation;
 };

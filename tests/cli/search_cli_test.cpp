@@ -220,7 +220,7 @@ TEST_F(SearchCli, AnotherBuildIsFoundOut) {
   ASSERT_EQ(orrery(search({"--store", path("s.sqlite")})).status, 0);
   sqlite3* db = nullptr;
   ASSERT_EQ(sqlite3_open(path("s.sqlite").c_str(), &db), SQLITE_OK);
-  ASSERT_EQ(sqlite3_exec(db, "UPDATE simulated SET step_time_s = step_time_s + 1 WHERE number = 0",
+  ASSERT_EQ(sqlite3_exec(db, "UPDATE simulated SET step_time_s = step_time_s + 1 WHERE candidate LIKE 'n8 tp4 cp1 pp4 %'",
                          nullptr, nullptr, nullptr),
             SQLITE_OK);
   sqlite3_close(db);
