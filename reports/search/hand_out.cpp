@@ -182,6 +182,7 @@ class HandOut::State {
     tasks_ = tasks;
     is_done_.assign(tasks.size(), 0);
     left_ = tasks.size();
+    arrived_.clear();
     waiting_.clear();
     for (std::size_t i = 0; i < tasks.size(); ++i) waiting_.push_back(i);
     for (Worker& worker : workers_) worker.at.clear();

@@ -17,7 +17,7 @@ Database::Database(std::string path) : path_(std::move(path)) {
   sqlite3_extended_result_codes(handle, 1);
 }
 
-void Database::fail(std::string_view doing) const {
+SqliteError Database::error(std::string_view doing) const {
   const int code = handle_ == nullptr ? SQLITE_NOMEM : sqlite3_extended_errcode(handle_.get());
   std::string why = handle_ == nullptr ? "out of memory" : sqlite3_errmsg(handle_.get());
   // What the system said is often clearer: "disk I/O error" may be a file that grew too large.
@@ -26,7 +26,7 @@ void Database::fail(std::string_view doing) const {
   if (system != 0 && (kind == SQLITE_IOERR || kind == SQLITE_CANTOPEN || kind == SQLITE_FULL)) {
     why += fmt::format(" ({})", std::strerror(system));
   }
-  throw SqliteError(fmt::format("cannot {} {}: {}", doing, path_, why), code);
+  return {fmt::format("cannot {} {}: {}", doing, path_, why), code};
 }
 
 void Database::execute(const char* sql, std::string_view doing) {
@@ -71,12 +71,13 @@ Statement& Statement::bind(int parameter, std::string_view text) {
 bool Statement::next() {
   const int code = sqlite3_step(statement_.get());
   if (code == SQLITE_ROW) return true;
-  if (code != SQLITE_DONE) {
-    // Resetting may forget what happened, so say it first; the exception unwinds all anyway.
-    database_->fail(doing_);
+  if (code == SQLITE_DONE) {
+    reset();
+    return false;
   }
+  const SqliteError error = database_->error(doing_);
   reset();
-  return false;
+  throw error;
 }
 
 void Statement::run() {

@@ -36,7 +36,9 @@ class Database {
 
   const std::string& path() const { return path_; }
   sqlite3* handle() const { return handle_.get(); }
-  [[noreturn]] void fail(std::string_view doing) const;
+  /// What went wrong last.
+  SqliteError error(std::string_view doing) const;
+  [[noreturn]] void fail(std::string_view doing) const { throw error(doing); }
 
  private:
   struct Close {
@@ -56,7 +58,8 @@ class Statement {
   /// The text must stay as it is until the statement is reset or bound anew.
   Statement& bind(int parameter, std::string_view text);
 
-  /// True with the next row, false at the end; then it can be bound and run again.
+  /// True with the next row, false at the end; then, and after a failure, it can be bound and run
+  /// again.
   bool next();
   /// Runs a statement without rows.
   void run();

@@ -341,6 +341,19 @@ struct Store::Open {
       insert[i].emplace(db, fmt::format(kAdd, table).c_str(), "write");
     }
   }
+
+  void add(const StoredEvaluation& row, Fidelity fidelity) {
+    Statement& to = *insert[static_cast<std::size_t>(fidelity)];
+    Evaluation e = row.evaluation;
+    to.bind(0, row.key).bind(1, std::int64_t{e.fits}).bind(2, e.memory_peak_bytes);
+    int parameter = 3;
+    for (double* time : times_of(e)) {
+      // SQLite has no NaN.
+      ORRERY_CHECK(!std::isnan(*time), "{} of {}", *time, row.key);
+      to.bind(parameter++, *time);
+    }
+    to.bind(parameter, session).run();
+  }
 };
 
 namespace {
@@ -419,20 +432,16 @@ std::size_t Store::size(Fidelity fidelity) const {
 
 void Store::add(std::span<const StoredEvaluation> evaluations, Fidelity fidelity) {
   if (evaluations.empty()) return;
-  Transaction transaction(open_->db, "BEGIN IMMEDIATE", "write");
-  Statement& insert = *open_->insert[static_cast<std::size_t>(fidelity)];
-  for (const StoredEvaluation& row : evaluations) {
-    Evaluation e = row.evaluation;
-    insert.bind(0, row.key).bind(1, std::int64_t{e.fits}).bind(2, e.memory_peak_bytes);
-    int parameter = 3;
-    for (double* time : times_of(e)) {
-      // SQLite has no NaN.
-      ORRERY_CHECK(!std::isnan(*time), "{} of {}", *time, row.key);
-      insert.bind(parameter++, *time);
-    }
-    insert.bind(parameter, open_->session).run();
+  try {
+    Transaction transaction(open_->db, "BEGIN IMMEDIATE", "write");
+    for (const StoredEvaluation& row : evaluations) open_->add(row, fidelity);
+    transaction.commit();
+  } catch (const SqliteError& error) {
+    throw SqliteError(fmt::format("{}; what was stored before is kept, and the same command goes on "
+                                  "with it",
+                                  error.what()),
+                      error.code());
   }
-  transaction.commit();
 }
 
 }  // namespace orrery
