@@ -293,7 +293,7 @@ std::string csv_cell(const std::string& text) {
 }
 
 std::string csv_evaluation(const Evaluation* e) {
-  if (e == nullptr) return ",,,,,,,,,";
+  if (e == nullptr) return ",,,,,,,,,,";
   std::string text = fmt::format(",{},{}", e->fits ? 1 : 0, e->memory_peak_bytes);
   const PhaseTimes& p = e->phases_s;
   for (const double s : {e->step_time_s, p.forward, p.backward, p.weight, p.overlapped, p.bubble,

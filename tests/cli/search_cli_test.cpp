@@ -191,36 +191,91 @@ TEST_F(SearchCli, StoppedItSaysWhatIsKept) {
 
 TEST_F(SearchCli, StoresOfOthersAreRefused) {
   ASSERT_EQ(orrery(search({"--store", path("s.sqlite")})).status, 0);
-  // Another scenario, another space.
   const Result scenario =
       orrery({"search", ORRERY_SOURCE_DIR "/scenarios/mixtral_8x7b_64_h100.yaml", "--space",
               path("space.yaml"), "--store", path("s.sqlite")});
   EXPECT_EQ(scenario.status, 2);
   EXPECT_TRUE(contains(scenario.err, "s.sqlite: error: this store is of another scenario: "))
       << scenario.err;
+  EXPECT_TRUE(contains(scenario.err, "--fresh starts over in it, or name another --store"));
   EXPECT_EQ(scenario.out, "");
-  std::ofstream(path("space.yaml")) << "tp: [4]\npp: [4]\n";
-  const Result space = orrery(search({"--store", path("s.sqlite")}));
-  EXPECT_EQ(space.status, 2);
-  EXPECT_TRUE(contains(space.err, "this store is of another space: ")) << space.err;
-  EXPECT_TRUE(contains(space.err, "--fresh starts over in it, or name another --store"));
-  EXPECT_EQ(orrery(search({"--store", path("s.sqlite"), "--fresh"})).status, 0);
+  const Result formula = orrery(search({"--store", path("s.sqlite"), "--memory-share", "0.9"}));
+  EXPECT_EQ(formula.status, 2);
+  EXPECT_TRUE(contains(formula.err, "of another share of memory: '1' there, '0.9' here"))
+      << formula.err;
+  EXPECT_EQ(orrery(search({"--store", path("s.sqlite"), "--memory-share", "0.9", "--fresh"})).status, 0);
   // No stores at all.
   const Result text = orrery(search({"--store", path("space.yaml"), "--fresh"}));
   EXPECT_EQ(text.status, 2);
   EXPECT_TRUE(contains(text.err, "space.yaml: error: this is no store of orrery search"))
       << text.err;
-  EXPECT_EQ(slurp(path("space.yaml")), "tp: [4]\npp: [4]\n");
+  EXPECT_EQ(slurp(path("space.yaml")), kSpace);
   const Result nowhere = orrery(search({"--store", path("none/s.sqlite")}));
   EXPECT_EQ(nowhere.status, 1);
   EXPECT_TRUE(contains(nowhere.err, "cannot open " + path("none/s.sqlite"))) << nowhere.err;
+}
+
+/// Evaluations are of candidates, not of a space.
+TEST_F(SearchCli, AWiderSpaceGoesOnWithWhatIsThere) {
+  ASSERT_EQ(orrery(search({"--store", path("s.sqlite")})).status, 0);
+  const int before = std::stoi(ask(path("s.sqlite"), "SELECT count(*) FROM coarse"));
+  std::ofstream(path("space.yaml")) << kSpace << "cp: [1, 2]\n";
+  const Result wider = orrery(search({"--store", path("s.sqlite"), "--json", "-"}));
+  ASSERT_EQ(wider.status, 0) << wider.err;
+  EXPECT_EQ(wider.out, orrery(search({"--json", "-"})).out);
+  const std::string by_session =
+      ask(path("s.sqlite"), "SELECT count(*) || ' ' FROM coarse GROUP BY session ORDER BY session");
+  EXPECT_EQ(by_session.substr(0, by_session.find(' ')), std::to_string(before));
+  EXPECT_EQ(json::parse(wider.out).at("counts").at("candidates"),
+            std::stoi(ask(path("s.sqlite"), "SELECT count(*) FROM coarse")));
+}
+
+TEST_F(SearchCli, FindsTheSmallestClusterAndWhatABudgetBuys) {
+  const auto asked = [&](std::vector<std::string> more) {
+    std::vector<std::string> args = {"--tokens", "1T", "--json", "-", "--store", path("q.sqlite")};
+    args.insert(args.end(), more.begin(), more.end());
+    return orrery(search(args));
+  };
+  const Result r = asked({"--days", "100", "--write-best", path("best.yaml")});
+  ASSERT_EQ(r.status, 0) << r.err;
+  const json j = json::parse(r.out);
+  EXPECT_TRUE(j.at("met"));
+  EXPECT_EQ(j.at("tokens"), 1e12);
+  const double days = j.at("choice").at("days");
+  const std::int64_t nodes = j.at("choice").at("nodes");
+  EXPECT_LE(days, 100);
+  // What it means, from the step of the layout that it wrote.
+  const json report = json::parse(orrery({"run", path("best.yaml"), "--json", "-"}).out);
+  EXPECT_NEAR(1e12 / report.at("tokens_per_day").get<double>(), days, 1e-9 * days);
+  EXPECT_EQ(report.at("gpus"), 8 * nodes);
+  EXPECT_NEAR(j.at("choice").at("gpu_hours").get<double>(),
+              days * 24 * 8 * static_cast<double>(nodes), 1);
+  // Smaller ones that were searched take longer.
+  for (const json& other : j.at("searched")) {
+    if (other.at("nodes") < nodes) {
+      EXPECT_GT(other.at("days"), 100.0);
+    }
+  }
+  EXPECT_EQ(asked({"--days", "100"}).out, r.out);  // from the store
+
+  const Result never = asked({"--days", "0.1"});
+  EXPECT_EQ(never.status, 4);
+  EXPECT_FALSE(json::parse(never.out).at("met"));
+  EXPECT_TRUE(json::parse(never.out).at("choice").is_object()) << "the nearest";
+
+  const Result budget = asked({"--gpu-hours", "300K"});
+  ASSERT_EQ(budget.status, 0) << budget.err;
+  EXPECT_LE(json::parse(budget.out).at("choice").at("gpu_hours"), 300e3);
+  EXPECT_EQ(asked({"--gpu-hours", "1"}).status, 4);
+  const Result words = orrery(search({"--tokens", "1T", "--days", "100"}));
+  EXPECT_TRUE(contains(words.out, "fewest nodes for 1.00 T tokens in 100 days")) << words.out;
 }
 
 TEST_F(SearchCli, AnotherBuildIsFoundOut) {
   ASSERT_EQ(orrery(search({"--store", path("s.sqlite")})).status, 0);
   sqlite3* db = nullptr;
   ASSERT_EQ(sqlite3_open(path("s.sqlite").c_str(), &db), SQLITE_OK);
-  ASSERT_EQ(sqlite3_exec(db, "UPDATE simulated SET step_time_s = step_time_s + 1 WHERE candidate LIKE 'n8 tp4 cp1 pp4 %'",
+  ASSERT_EQ(sqlite3_exec(db, "UPDATE simulated SET step_time_s = step_time_s + 1 WHERE candidate LIKE 'n8 tp4 cp2 pp4 %'",
                          nullptr, nullptr, nullptr),
             SQLITE_OK);
   sqlite3_close(db);
@@ -250,6 +305,11 @@ TEST_F(SearchCli, UsageErrorsExitWithTwo) {
            search({"--threads", "0"}),
            search({"--memory-share", "1.5"}),
            search({"--json", "-", "--csv", "-"}),
+           search({"--days", "60"}),
+           search({"--tokens", "14.8T"}),
+           search({"--tokens", "many", "--days", "60"}),
+           search({"--tokens", "1T", "--days", "60", "--gpu-hours", "1M"}),
+           search({"--tokens", "1T", "--days", "60", "--csv", path("c.csv")}),
            {"search", kLlama, "--space", path("none.yaml")}}) {
     const Result r = orrery(args);
     EXPECT_EQ(r.status, 2) << args.back();
