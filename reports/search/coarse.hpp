@@ -33,8 +33,10 @@ struct CoarseStep {
   std::int64_t memory_peak_bytes = 0;
   /// 0 where that is more than the limit: then nothing was timed.
   Picoseconds time_ps = 0;
-  /// Mean over ranks, up to the time of the step: the parts of cells that run alone, computation by
-  /// kind and what communication adds to it; the rest is bubble.
+  /// Mean over ranks; they add up to the step. Computation goes to the kind of cell that it belongs
+  /// to, what communication adds to cells that run alone is exposed, the rest is bubble. A Report
+  /// gives an instant to the cell that covers it first (reports/attribution.hpp): the two differ by
+  /// the ends of cells that overlap, and by waiting inside of cells.
   PhaseTimes phases_s;
 };
 

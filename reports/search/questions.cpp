@@ -24,23 +24,34 @@ class Sizes {
     }
   }
 
-  std::size_t size() const { return counts_.size(); }
-  std::int64_t nodes(std::size_t i) const { return counts_[i]; }
+  /// Sizes of which each is some doublings of the one before; together they are all.
+  std::vector<std::vector<std::int64_t>> chains() const {
+    std::map<std::int64_t, std::vector<std::int64_t>> by_odd_part;
+    for (const std::int64_t n : counts_) {
+      std::int64_t odd = n;
+      while (odd % 2 == 0) odd /= 2;
+      by_odd_part[odd].push_back(n);
+    }
+    std::vector<std::vector<std::int64_t>> chains;
+    for (auto& [odd, chain] : by_odd_part) chains.push_back(std::move(chain));
+    return chains;
+  }
 
   /// Null if nothing fits.
-  const ClusterChoice* operator[](std::size_t i) {
-    const std::int64_t nodes = counts_[i];
+  const ClusterChoice* on(std::int64_t nodes) {
     const auto [known, inserted] = searched_.try_emplace(nodes);
     if (inserted) known->second = search(nodes);
     return known->second ? &*known->second : nullptr;
   }
 
-  /// The first size in [begin, end) for which `holds` does, by bisection; `end` if there is none.
+  /// The first size of a chain, from `begin` on, for which `holds` does, by bisection; its length
+  /// if there is none.
   template <class Predicate>
-  std::size_t first(std::size_t begin, std::size_t end, Predicate holds) {
+  std::size_t first(const std::vector<std::int64_t>& chain, std::size_t begin, Predicate holds) {
+    std::size_t end = chain.size();
     while (begin < end) {
       const std::size_t middle = begin + (end - begin) / 2;
-      if (holds((*this)[middle])) {
+      if (holds(on(chain[middle]))) {
         end = middle;
       } else {
         begin = middle + 1;
@@ -117,20 +128,26 @@ Answer smallest_cluster(const Scenario& scenario, const SearchSpace& space, doub
                         double days, const QuestionOptions& options) {
   Sizes sizes(scenario, space, tokens, options);
   const double least = least_gpus(scenario, tokens, days);
-  std::size_t begin = 0;
-  while (begin < sizes.size() &&
-         static_cast<double>(sizes.nodes(begin) * scenario.cluster.gpus_per_node) < least) {
-    ++begin;
+  std::optional<ClusterChoice> smallest;
+  for (const std::vector<std::int64_t>& chain : sizes.chains()) {
+    std::size_t begin = 0;
+    while (begin < chain.size() &&
+           static_cast<double>(chain[begin] * scenario.cluster.gpus_per_node) < least) {
+      ++begin;
+    }
+    const std::size_t found = sizes.first(chain, begin, [&](const ClusterChoice* choice) {
+      return choice != nullptr && choice->days <= days;
+    });
+    if (found == chain.size()) {
+      sizes.on(chain.back());  // the nearest, even where the FLOPs alone say no
+    } else if (!smallest || chain[found] < smallest->nodes) {
+      smallest = *sizes.on(chain[found]);
+    }
   }
-  const std::size_t found = sizes.first(begin, sizes.size(), [&](const ClusterChoice* choice) {
-    return choice != nullptr && choice->days <= days;
-  });
-  // The largest is the nearest even where no size is above the least.
-  if (found == sizes.size() && sizes.size() > 0) (void)sizes[sizes.size() - 1];
   Answer answer = sizes.answer();
-  if (found < sizes.size()) {
+  if (smallest) {
     answer.met = true;
-    answer.choice = *sizes[found];
+    answer.choice = std::move(smallest);
     answer.why = fmt::format("{}, at most {:.2f} days", describe(*answer.choice), days);
     return answer;
   }
@@ -146,11 +163,13 @@ Answer smallest_cluster(const Scenario& scenario, const SearchSpace& space, doub
 Answer best_for_budget(const Scenario& scenario, const SearchSpace& space, double tokens,
                        double gpu_hours, const QuestionOptions& options) {
   Sizes sizes(scenario, space, tokens, options);
-  const std::size_t fits =
-      sizes.first(0, sizes.size(), [](const ClusterChoice* choice) { return choice != nullptr; });
-  const std::size_t beyond = sizes.first(fits, sizes.size(), [&](const ClusterChoice* choice) {
-    return choice == nullptr || choice->gpu_hours > gpu_hours;
-  });
+  for (const std::vector<std::int64_t>& chain : sizes.chains()) {
+    const std::size_t fits =
+        sizes.first(chain, 0, [](const ClusterChoice* choice) { return choice != nullptr; });
+    sizes.first(chain, fits, [&](const ClusterChoice* choice) {
+      return choice == nullptr || choice->gpu_hours > gpu_hours;
+    });
+  }
   Answer answer = sizes.answer();
   for (const ClusterChoice& choice : answer.searched) {
     if (choice.gpu_hours > gpu_hours) continue;
@@ -159,9 +178,6 @@ Answer best_for_budget(const Scenario& scenario, const SearchSpace& space, doubl
   answer.met = answer.choice.has_value();
   if (answer.met) {
     answer.why = fmt::format("{}, at most {:.4g} GPU hours", describe(*answer.choice), gpu_hours);
-    if (beyond < sizes.size()) {
-      answer.why += fmt::format("; {} nodes would take more", sizes.nodes(beyond));
-    }
     return answer;
   }
   for (const ClusterChoice& choice : answer.searched) {

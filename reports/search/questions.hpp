@@ -42,15 +42,16 @@ struct QuestionOptions {
 /// spread.
 std::vector<std::int64_t> node_counts(std::int64_t most);
 
-/// The smallest number of nodes that trains so many tokens in so many days. Bisection: taken for
-/// granted is that of two sizes the larger one is no slower. Sizes whose peak rate is too little
-/// for the model's FLOPs are not searched. Not met: the largest, which comes nearest.
+/// The smallest number of nodes that trains so many tokens in so many days. Bisection over sizes of
+/// which each is some doublings of the one before: taken for granted is that what doubles gets no
+/// slower (what grows by less may, where degrees no longer divide it). Sizes whose peak rate is too
+/// little for the model's FLOPs are not searched. Not met: the fastest searched.
 Answer smallest_cluster(const Scenario& scenario, const SearchSpace& space, double tokens,
                         double days, const QuestionOptions& options = {});
 
 /// The layout that trains so many tokens soonest for at most so many GPU hours, over all sizes.
-/// Bisection over those on which anything fits: taken for granted is that of two sizes the smaller
-/// one is no more expensive. Not met: the cheapest searched.
+/// Bisection likewise, over those on which anything fits: taken for granted is that what doubles
+/// gets no cheaper. Not met: the cheapest searched.
 Answer best_for_budget(const Scenario& scenario, const SearchSpace& space, double tokens,
                        double gpu_hours, const QuestionOptions& options = {});
 

@@ -48,7 +48,7 @@ struct SearchOptions {
   std::size_t best = 10;  ///< how many to rank
   /// Full simulations at most, the scenario's own plan not counted. Where coarse times are those of
   /// the full simulation, one suffices for each candidate that is shown.
-  std::size_t full = 64;
+  std::size_t full = 1000;
   std::optional<Network> network;  ///< of full simulations; as in StudyOptions
   double memory_share = 1;         ///< of the device's memory that a candidate may need
   double front_time = 2;           ///< time_and_memory: no slower than this many times the best
