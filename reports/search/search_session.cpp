@@ -117,8 +117,8 @@ HandOutOptions hand_out_options(const SessionOptions& how) {
 }  // namespace
 
 SearchInput read_search(const std::string& scenario_file, const std::string& space_file,
-                        const SearchOptions& options) {
-  SearchInput input{.scenario = read_scenario(scenario_file), .options = options};
+                        const SearchOptions& options, const Overrides& overrides) {
+  SearchInput input{.scenario = read_scenario(scenario_file, overrides), .options = options};
   input.space = space_file.empty() ? read_search_space(input.scenario)
                                    : read_search_space(space_file, input.scenario);
   return input;

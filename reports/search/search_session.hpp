@@ -21,6 +21,7 @@
 #include "reports/search/questions.hpp"
 #include "reports/search/search.hpp"
 #include "reports/search/store.hpp"
+#include "sim/overrides.hpp"
 
 namespace orrery {
 
@@ -31,7 +32,7 @@ struct SearchInput {
 };
 /// `space_file` may be empty: then it is the scenario's own `search:` section. Throws InputError.
 SearchInput read_search(const std::string& scenario_file, const std::string& space_file,
-                        const SearchOptions& options);
+                        const SearchOptions& options, const Overrides& overrides = {});
 
 struct SearchProgress {
   std::int64_t gpus = 0;  ///< of the size that is searched; 0: of all

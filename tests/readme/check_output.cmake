@@ -11,9 +11,12 @@ if(NOT ORRERY)
 endif()
 set(run_command run scenarios/deepseek_v3_2048_h800.yaml)
 set(validation_command validate)
+set(what_if_command compare --what-ifs scenarios/what_if/deepseek_v3.yaml)
+set(scaled_command compare scenarios/profiles/h100.yaml scenarios/profiles/h100_from_h200.yaml
+                   scenarios/profiles/h200.yaml)
 
 file(READ ${ROOT}/README.md readme)
-foreach(name run validation)
+foreach(name run validation what_if scaled)
   execute_process(COMMAND ${ORRERY} ${${name}_command} WORKING_DIRECTORY ${ROOT}
                   OUTPUT_VARIABLE output ERROR_QUIET COMMAND_ERROR_IS_FATAL ANY)
   string(STRIP "${output}" output)
