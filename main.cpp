@@ -1,6 +1,6 @@
 // orrery VERB ...: one function per verb. Results go to standard output, notes and warnings to
-// standard error. Exit status: 0 fine; 2 the input is wrong; 3 validate missed an aim; 4 nothing of what
-// a search may choose from fits; 1 anything else.
+// standard error. Exit status: 0 fine; 2 the input is wrong; 3 validate missed an aim; 4 nothing of
+// what a search may choose from fits; 1 anything else.
 
 #include <fmt/core.h>
 #include <unistd.h>
@@ -54,8 +54,8 @@ struct Options {
   std::vector<std::string> set;  ///< of what is read, before it is
   std::vector<std::string> what_if;
   std::string what_ifs;  ///< a file of them
-  std::string json;  // empty: none; "-": standard output
-  std::string csv;   // likewise
+  std::string json;      // empty: none; "-": standard output
+  std::string csv;       // likewise
   bool quiet = false;
   std::string trace;
   std::vector<std::uint32_t> trace_ranks;
@@ -322,7 +322,8 @@ int answer_search(const Options& options, SearchSession& session) {
     const Answer answer =
         options.question.days
             ? smallest_cluster(input.scenario, input.space, tokens, *options.question.days, how)
-            : best_for_budget(input.scenario, input.space, tokens, *options.question.gpu_hours, how);
+            : best_for_budget(input.scenario, input.space, tokens, *options.question.gpu_hours,
+                              how);
     if (!options.json.empty()) {
       write_file(options.json, to_json(answer, options.question, input.scenario));
     }
@@ -805,10 +806,12 @@ int main_of(int argc, char** argv) {
   CLI::App* search_verb =
       app.add_subcommand("search", "the best layouts of a scenario's model on its cluster");
   scenario(search_verb);
-  search_verb->add_option("--space", options.space,
-                          "file with what may be chosen (default: the scenario's `search:` section)");
-  search_verb->add_option("--store", options.store,
-                          "SQLite file that keeps all evaluations; a search that was stopped goes on");
+  search_verb->add_option(
+      "--space", options.space,
+      "file with what may be chosen (default: the scenario's `search:` section)");
+  search_verb->add_option(
+      "--store", options.store,
+      "SQLite file that keeps all evaluations; a search that was stopped goes on");
   search_verb->add_flag("--fresh", options.fresh, "give up what the store has")->needs("--store");
   search_verb->add_option("--top", options.search.best, "layouts to rank (10)")
       ->check(CLI::Range(1, 1000));
@@ -821,8 +824,7 @@ int main_of(int argc, char** argv) {
   const auto count = [&](const char* name, auto set, const char* text) {
     return search_verb
         ->add_option_function<std::string>(
-            name, [set](const std::string& word) { set(*parse_count(word)); },
-            text)
+            name, [set](const std::string& word) { set(*parse_count(word)); }, text)
         ->check([](const std::string& word) {
           const auto value = parse_count(word);
           return value && *value > 0
@@ -830,11 +832,14 @@ int main_of(int argc, char** argv) {
                      : fmt::format("'{}' is no number such as 60, 2.8M or 14.8T", word);
         });
   };
-  count("--tokens", [&](double n) { options.question.tokens = n; }, "to train, as 14.8T");
-  CLI::Option* days = count("--days", [&](double n) { options.question.days = n; },
-                            "with --tokens: the smallest cluster that takes no longer");
-  count("--gpu-hours", [&](double n) { options.question.gpu_hours = n; },
-        "with --tokens: the fastest layout that takes no more, as 2.8M")
+  count(
+      "--tokens", [&](double n) { options.question.tokens = n; }, "to train, as 14.8T");
+  CLI::Option* days = count(
+      "--days", [&](double n) { options.question.days = n; },
+      "with --tokens: the smallest cluster that takes no longer");
+  count(
+      "--gpu-hours", [&](double n) { options.question.gpu_hours = n; },
+      "with --tokens: the fastest layout that takes no more, as 2.8M")
       ->excludes(days);
   search_verb->add_option("--threads", options.threads, "of each process (default: this machine's)")
       ->check(CLI::Range(1, 4096));

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <filesystem>
 #include <functional>
 #include <string_view>
@@ -73,9 +74,9 @@ Choices choices_of(const Ranked& ranked) {
           {"PP", number(p.pp)},
           {"DP", number(p.dp)},
           {"EP", number(p.ep)},
-          {"expert TP", number(p.expert_tp)},
+          {"ETP", number(p.expert_tp)},
           {"ZeRO", number(p.zero_stage)},
-          {"micro-batch", number(plan.micro_batch_sequences)},
+          {"mb", number(plan.micro_batch_sequences)},
           {"schedule", schedule_words(plan)},
           {"layers", layers_words(plan)},
           {"precision", std::string(name_of(plan.precision.kind))},
@@ -179,8 +180,8 @@ std::string best(const SearchAnswer& answer, const TerminalOptions& options) {
     rows.push_back(&result.own);
     labels.push_back(answer.own_place > 0 ? fmt::format("own {}", answer.own_place) : "own");
   }
-  std::string text = title(
-      fmt::format("The best {}, and the scenario's own plan", result.best.size()), options);
+  std::string text =
+      title(fmt::format("The best {}, and the scenario's own plan", result.best.size()), options);
   text += table_of(rows, labels, result.own);
   if (!result.own.best_known().fits) text += "  ! the scenario's own plan does not fit in memory\n";
   text += result.certain ? "  certain: no other candidate of the space can be among them\n"
@@ -192,6 +193,7 @@ std::string why(const SearchResult& result, const TerminalOptions& options) {
   const auto rows = [](const std::vector<PhaseDifference>& differences, const char* than) {
     std::vector<std::vector<std::string>> cells = {{"", "winner", than, "saved"}};
     for (const PhaseDifference& d : differences) {
+      if (std::abs(d.other_s - d.winner_s) < 0.0005) continue;
       cells.push_back({d.phase, fmt::format("{:.3f} s", d.winner_s),
                        fmt::format("{:.3f} s", d.other_s),
                        fmt::format("{:+.3f} s", d.other_s - d.winner_s)});
@@ -353,17 +355,17 @@ std::string to_terminal(const Answer& answer, const AskedQuestion& asked, const 
     const ClusterChoice& choice = answer.searched[i];
     const Evaluation& e = choice.layout.best_known();
     const bool chosen = answer.choice && answer.choice->nodes == choice.nodes;
-    cells.push_back({chosen ? (answer.met ? "->" : "nearest") : "",
-                     fmt::format("{}", choice.nodes), fmt::format("{:.2f}", choice.days),
-                     format_count(choice.gpu_hours), seconds_text(e.step_time_s),
+    cells.push_back({chosen ? (answer.met ? "->" : "nearest") : "", fmt::format("{}", choice.nodes),
+                     fmt::format("{:.2f}", choice.days), format_count(choice.gpu_hours),
+                     seconds_text(e.step_time_s),
                      format_bytes(static_cast<double>(e.memory_peak_bytes))});
     for (const std::size_t c : columns) cells.back().push_back(choices[i][c].second);
   }
   text += title("The fastest layout on each size that was searched", options);
   text += format_table(cells, align, "  ") + common_columns(choices);
   if (!answer.nothing_fits.empty()) {
-    text += fmt::format("  nothing fits in memory on {} nodes\n",
-                        fmt::join(answer.nothing_fits, ", "));
+    text +=
+        fmt::format("  nothing fits in memory on {} nodes\n", fmt::join(answer.nothing_fits, ", "));
   }
   return text;
 }
@@ -460,21 +462,17 @@ std::string to_json(const SearchAnswer& answer, const Search& search) {
 }
 
 std::string to_csv(const SearchAnswer& answer, const Search& search) {
-  std::string text = "candidate";
+  // In the order of choices_of().
+  std::string text =
+      "candidate,gpus,tp,cp,pp,dp,ep,expert_tp,zero,micro_batch,schedule,layers,precision,"
+      "recompute,"
+      "communication_sms";
   const auto ranked = [&](std::size_t index) {
     Ranked r{.index = index, .candidate = search.candidates().at(index)};
     r.key = key_of(r.candidate);
     r.gpus = r.candidate.plan.parallelism.world();
     return r;
   };
-  for (const auto& [name, value] : choices_of(ranked(0))) {
-    std::string column = name;
-    std::replace_if(
-        column.begin(), column.end(), [](char c) { return c == ' ' || c == '-'; }, '_');
-    std::transform(column.begin(), column.end(), column.begin(),
-                   [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
-    text += fmt::format(",{}", column);
-  }
   for (const char* fidelity : {"coarse", "full"}) {
     for (const char* column :
          {"fits", "memory_peak_bytes", "step_time_s", "forward_s", "backward_s", "weight_s",

@@ -22,8 +22,8 @@ using Clock = std::chrono::steady_clock;
 /// simulation is a task by itself.
 constexpr std::size_t kCoarseTask = 128;
 
-// ---- tasks and results. They travel between processes of the same program only, so their bytes are
-// those of memory.
+// ---- tasks and results. They travel between processes of the same program only, so their bytes
+// are those of memory.
 
 struct TaskHead {
   std::int64_t nodes = 0;  ///< of which search: the whole space's, or of one number of nodes
@@ -46,8 +46,7 @@ TaskHead head_of(const std::string& task) {
 
 std::string compute_task(const Search& search, const std::string& task) {
   std::vector<std::size_t> indices((task.size() - sizeof(TaskHead)) / sizeof(std::size_t));
-  std::memcpy(indices.data(), task.data() + sizeof(TaskHead),
-              indices.size() * sizeof(std::size_t));
+  std::memcpy(indices.data(), task.data() + sizeof(TaskHead), indices.size() * sizeof(std::size_t));
   for (const std::size_t index : indices) {
     ORRERY_CHECK(index < search.candidates().size(), "candidate {} of {}", index,
                  search.candidates().size());
@@ -128,7 +127,10 @@ SearchInput read_search(const std::string& scenario_file, const std::string& spa
 class SearchSession::Run {
  public:
   Run(SearchSession& session, const Search& search, SearchTable* table)
-      : session_(session), search_(search), table_(table), nodes_(nodes_of(search, session.input_)) {}
+      : session_(session),
+        search_(search),
+        table_(table),
+        nodes_(nodes_of(search, session.input_)) {}
 
   std::vector<Evaluation> operator()(std::span<const std::size_t> indices, Fidelity fidelity) {
     if (fidelity == Fidelity::full) {
@@ -263,10 +265,11 @@ void SearchSession::compare_own_plan(const Search& search) {
     Problems problems;
     problems.add(
         Location{how_.store, 0, 0},
-        fmt::format("this store is of another build of {}: there the scenario's own plan takes {} s "
-                    "and {} bytes ({} evaluation), here {} s and {} bytes",
-                    how_.program, stored->step_time_s, stored->memory_peak_bytes,
-                    name_of(fidelity), computed.step_time_s, computed.memory_peak_bytes),
+        fmt::format(
+            "this store is of another build of {}: there the scenario's own plan takes {} s "
+            "and {} bytes ({} evaluation), here {} s and {} bytes",
+            how_.program, stored->step_time_s, stored->memory_peak_bytes, name_of(fidelity),
+            computed.step_time_s, computed.memory_peak_bytes),
         "--fresh starts over in it, or name another --store");
     problems.throw_if_any();
   }
@@ -276,14 +279,15 @@ void SearchSession::stop() const {
   if (how_.store.empty()) {
     throw SearchStopped("stopped, and nothing is kept without --store");
   }
-  throw SearchStopped(fmt::format(
-      "stopped: {} coarse and {} full evaluations are in {}, and the same command goes on with them",
-      store_.size(Fidelity::coarse), store_.size(Fidelity::full), how_.store));
+  throw SearchStopped(
+      fmt::format("stopped: {} coarse and {} full evaluations are in {}, and the same command goes "
+                  "on with them",
+                  store_.size(Fidelity::coarse), store_.size(Fidelity::full), how_.store));
 }
 
 Evaluate SearchSession::evaluator(const Search& search, SearchTable* table) {
-  return [run = std::make_shared<Run>(*this, search, table)](
-             std::span<const std::size_t> indices, Fidelity fidelity) {
+  return [run = std::make_shared<Run>(*this, search, table)](std::span<const std::size_t> indices,
+                                                             Fidelity fidelity) {
     return (*run)(indices, fidelity);
   };
 }
@@ -312,10 +316,9 @@ std::size_t own_place(const SearchResult& result, const SearchTable& table) {
   const auto own = std::find_if(result.best.begin(), result.best.end(), is_own);
   if (own != result.best.end()) return static_cast<std::size_t>(own - result.best.begin()) + 1;
   const double own_s = table.coarse[result.own.index].step_time_s;
-  const auto faster = std::count_if(table.coarse.begin(), table.coarse.end(),
-                                    [&](const Evaluation& e) {
-                                      return e.fits && e.step_time_s < own_s;
-                                    });
+  const auto faster =
+      std::count_if(table.coarse.begin(), table.coarse.end(),
+                    [&](const Evaluation& e) { return e.fits && e.step_time_s < own_s; });
   return std::max(static_cast<std::size_t>(faster), result.best.size()) + 1;
 }
 

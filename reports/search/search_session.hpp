@@ -67,8 +67,8 @@ struct SearchTable {
   std::map<std::size_t, Evaluation> full;
 };
 
-/// A store and a hand-out, put together: what searches ask for is looked up in the store, and what it
-/// has not is computed and stored as it comes.
+/// A store and a hand-out, put together: what searches ask for is looked up in the store, and what
+/// it has not is computed and stored as it comes.
 class SearchSession {
  public:
   /// `input` outlives it. Throws as Store's constructor.
@@ -79,11 +79,11 @@ class SearchSession {
 
   const SearchInput& input() const { return input_; }
 
-  /// For Search::run() of a search of the input's scenario and space, or of the space with one number
-  /// of nodes instead of its own (questions.hpp); one search at a time. All coarse evaluations are
-  /// computed at the first that are asked for, so that there are enough for all ranks. Throws
-  /// InputError where the store has the scenario's own plan with other numbers than this build of
-  /// the program computes. `table`, if not null, is filled with what is asked for.
+  /// For Search::run() of a search of the input's scenario and space, or of the space with one
+  /// number of nodes instead of its own (questions.hpp); one search at a time. All coarse
+  /// evaluations are computed at the first that are asked for, so that there are enough for all
+  /// ranks. Throws InputError where the store has the scenario's own plan with other numbers than
+  /// this build of the program computes. `table`, if not null, is filled with what is asked for.
   Evaluate evaluator(const Search& search, SearchTable* table = nullptr);
 
  private:
@@ -114,12 +114,12 @@ struct SearchAnswer {
   std::optional<Ranked> nearest;
 };
 
-/// Runs `search`, which is of the session's input. The answer does not depend on what the store had,
-/// on threads or on ranks.
+/// Runs `search`, which is of the session's input. The answer does not depend on what the store
+/// had, on threads or on ranks.
 SearchAnswer find_best(SearchSession& session, const Search& search);
 
-/// Options for the questions: their searches go through the session. Sizes are the space's, or, where
-/// it has just the scenario's, all up to eight times that.
+/// Options for the questions: their searches go through the session. Sizes are the space's, or,
+/// where it has just the scenario's, all up to eight times that.
 QuestionOptions question_options(SearchSession& session);
 
 }  // namespace orrery

@@ -199,14 +199,14 @@ StoreQuestion store_question(const Scenario& of, const SearchOptions& options,
   Scenario scenario = of;
   scenario.name.clear();
   scenario.training = {};
-  return {{{"program", program},
-           {"scenario", to_yaml(scenario)},
-           {"profile", contents_of_file(scenario.profile.file)},
-           {"fabric", contents_of_file(scenario.cluster.fabric)},
-           {"recorded counts", counts_of(scenario.plan.routing)},
-           {"network",
-            network_of(scenario, options.network) == Network::flows ? "flows" : "formula"},
-           {"share of memory", fmt::format("{}", options.memory_share)}}};
+  return {
+      {{"program", program},
+       {"scenario", to_yaml(scenario)},
+       {"profile", contents_of_file(scenario.profile.file)},
+       {"fabric", contents_of_file(scenario.cluster.fabric)},
+       {"recorded counts", counts_of(scenario.plan.routing)},
+       {"network", network_of(scenario, options.network) == Network::flows ? "flows" : "formula"},
+       {"share of memory", fmt::format("{}", options.memory_share)}}};
 }
 
 std::string to_text(const SearchSpace& space) {
@@ -437,10 +437,11 @@ void Store::add(std::span<const StoredEvaluation> evaluations, Fidelity fidelity
     for (const StoredEvaluation& row : evaluations) open_->add(row, fidelity);
     transaction.commit();
   } catch (const SqliteError& error) {
-    throw SqliteError(fmt::format("{}; what was stored before is kept, and the same command goes on "
-                                  "with it",
-                                  error.what()),
-                      error.code());
+    throw SqliteError(
+        fmt::format("{}; what was stored before is kept, and the same command goes on "
+                    "with it",
+                    error.what()),
+        error.code());
   }
 }
 

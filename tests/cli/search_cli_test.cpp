@@ -88,7 +88,8 @@ TEST_F(SearchCli, TheAnswerDoesNotDependOnThreadsAndStores) {
   EXPECT_EQ(orrery(stored).out, one.out);
   EXPECT_EQ(counts(path("s.sqlite")), before);
   // A store that knows more than was asked for gives no other answer.
-  EXPECT_EQ(orrery(search({"--full", "200", "--top", "40", "--store", path("s.sqlite")})).status, 0);
+  EXPECT_EQ(orrery(search({"--full", "200", "--top", "40", "--store", path("s.sqlite")})).status,
+            0);
   EXPECT_NE(counts(path("s.sqlite")), before);
   EXPECT_EQ(orrery(stored).out, one.out);
 }
@@ -136,9 +137,9 @@ TEST_F(SearchCli, TheWinnerRunsFromAnyFolder) {
   fs::create_directories(path("far/away"));
   const fs::path before = fs::current_path();
   fs::current_path(ORRERY_SOURCE_DIR);
-  const std::vector<std::string> args = {"search", "scenarios/llama3_70b_64_h100.yaml", "--space",
-                                         path("space.yaml"), "--write-best",
-                                         path("far/away/best.yaml")};
+  const std::vector<std::string> args = {"search",       "scenarios/llama3_70b_64_h100.yaml",
+                                         "--space",      path("space.yaml"),
+                                         "--write-best", path("far/away/best.yaml")};
   const Result r = orrery(args);
   fs::current_path(before);
   ASSERT_EQ(r.status, 0) << r.err;
@@ -174,8 +175,8 @@ TEST_F(SearchCli, KilledAgainAndAgainItComesToTheSameAnswer) {
 
 TEST_F(SearchCli, StoppedItSaysWhatIsKept) {
   // Long enough to be stopped: full simulations of everything.
-  const auto args = search({"--full", "100000", "--top", "1000", "--store", path("s.sqlite"),
-                            "--threads", "1"});
+  const auto args =
+      search({"--full", "100000", "--top", "1000", "--store", path("s.sqlite"), "--threads", "1"});
   for (const int signal : {SIGINT, SIGTERM}) {
     const pid_t child = start(args);
     std::this_thread::sleep_for(std::chrono::milliseconds(700));
@@ -203,7 +204,8 @@ TEST_F(SearchCli, StoresOfOthersAreRefused) {
   EXPECT_EQ(formula.status, 2);
   EXPECT_TRUE(contains(formula.err, "of another share of memory: '1' there, '0.9' here"))
       << formula.err;
-  EXPECT_EQ(orrery(search({"--store", path("s.sqlite"), "--memory-share", "0.9", "--fresh"})).status, 0);
+  EXPECT_EQ(
+      orrery(search({"--store", path("s.sqlite"), "--memory-share", "0.9", "--fresh"})).status, 0);
   // No stores at all.
   const Result text = orrery(search({"--store", path("space.yaml"), "--fresh"}));
   EXPECT_EQ(text.status, 2);
@@ -213,6 +215,29 @@ TEST_F(SearchCli, StoresOfOthersAreRefused) {
   const Result nowhere = orrery(search({"--store", path("none/s.sqlite")}));
   EXPECT_EQ(nowhere.status, 1);
   EXPECT_TRUE(contains(nowhere.err, "cannot open " + path("none/s.sqlite"))) << nowhere.err;
+}
+
+TEST_F(SearchCli, TakesOverridesOfTheScenarioAndOfItsSearch) {
+  const std::vector<std::string> args = {"search",
+                                         kLlama,
+                                         "--set",
+                                         "plan.sequence_length=4096",
+                                         "--set",
+                                         "search={tp: [8], pp: [2, 4], cp: [1], zero: 1, "
+                                         "recompute: none, micro_batch: 1, schedule: 1f1b}",
+                                         "--json",
+                                         "-"};
+  const Result r = orrery(args);
+  ASSERT_EQ(r.status, 0) << r.err;
+  const json j = json::parse(r.out);
+  EXPECT_LT(j.at("counts").at("candidates"), 30);
+  for (const json& best : j.at("best")) EXPECT_EQ(best.at("plan").at("tp"), 8);
+  const json own =
+      json::parse(orrery({"run", kLlama, "--set", "plan.sequence_length=4096", "--json", "-"}).out);
+  EXPECT_EQ(j.at("own").at("step_time_s"), own.at("step_time_s"));
+  const Result wrong = orrery({"search", kLlama, "--set", "search.tp=[many]"});
+  EXPECT_EQ(wrong.status, 2);
+  EXPECT_TRUE(contains(wrong.err, "--set:1:")) << wrong.err;
 }
 
 /// Evaluations are of candidates, not of a space.
@@ -275,14 +300,17 @@ TEST_F(SearchCli, AnotherBuildIsFoundOut) {
   ASSERT_EQ(orrery(search({"--store", path("s.sqlite")})).status, 0);
   sqlite3* db = nullptr;
   ASSERT_EQ(sqlite3_open(path("s.sqlite").c_str(), &db), SQLITE_OK);
-  ASSERT_EQ(sqlite3_exec(db, "UPDATE simulated SET step_time_s = step_time_s + 1 WHERE candidate LIKE 'n8 tp4 cp2 pp4 %'",
+  ASSERT_EQ(sqlite3_exec(db,
+                         "UPDATE simulated SET step_time_s = step_time_s + 1 WHERE candidate LIKE "
+                         "'n8 tp4 cp2 pp4 %'",
                          nullptr, nullptr, nullptr),
             SQLITE_OK);
   sqlite3_close(db);
   const Result r = orrery(search({"--store", path("s.sqlite")}));
   EXPECT_EQ(r.status, 2);
-  EXPECT_TRUE(contains(r.err, "this store is of another build of orrery 0.1.0: there the "
-                              "scenario's own plan takes "))
+  EXPECT_TRUE(contains(r.err,
+                       "this store is of another build of orrery 0.1.0: there the "
+                       "scenario's own plan takes "))
       << r.err;
 }
 

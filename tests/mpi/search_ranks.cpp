@@ -1,4 +1,5 @@
-// A rank of mpirun that takes part in a hand-out of tasks; check_mpi.cmake looks at what comes of it.
+// A rank of mpirun that takes part in a hand-out of tasks; check_mpi.cmake looks at what comes of
+// it.
 //
 //   check    400 tasks, twice; rank 0 prints "fine: ..." with how many ranks computed
 //   kill     rank 2 is killed (SIGKILL) at its fifth task: where MPI goes on without it (mpirun
@@ -78,14 +79,13 @@ int main(int argc, char** argv) {
       hand_out(*peers, what);
       return 0;
     }
-    serve(
-        *peers,
-        [&]() -> Prepared {
-          if (peers->rank() == 2 && what == "prepare") throw std::runtime_error("no such file");
-          return {.question = peers->rank() == 2 && what == "other" ? "another" : "question",
-                  .compute = compute_of(peers->rank(), what)};
-        },
-        {.threads = 1});
+    serve(*peers,
+          [&]() -> Prepared {
+            if (peers->rank() == 2 && what == "prepare") throw std::runtime_error("no such file");
+            return {.question = peers->rank() == 2 && what == "other" ? "another" : "question",
+                    .compute = compute_of(peers->rank(), what)};
+          },
+          {.threads = 1});
     return 0;
   } catch (const std::exception& error) {
     std::printf("error: %s\n", error.what());

@@ -341,7 +341,8 @@ TEST_F(SearchStore, SaysThatThereIsNoRoom) {
   EXPECT_GT(read(ends[0], text, sizeof text - 1), 0);
   close(ends[0]);
   waitpid(child, nullptr, 0);
-  EXPECT_THAT(std::string(text), HasSubstr("cannot write " + path_ + ": disk I/O error; what was "
+  EXPECT_THAT(std::string(text), HasSubstr("cannot write " + path_ +
+                                           ": disk I/O error; what was "
                                            "stored before is kept"));
   const Store store(path_, question(), {}, false);
   const std::size_t count = store.size(Fidelity::full);
