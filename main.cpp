@@ -302,8 +302,11 @@ volatile std::sig_atomic_t stop_signal = 0;
 
 /// A line that is written over, on a terminal only.
 void show_search(const SearchProgress& progress) {
-  fmt::print(stderr, "\r{:<100}\r", progress_text(progress));
+  fmt::print(stderr, "\r\x1b[K{}", progress_text(progress));
   std::fflush(stderr);
+}
+void end_search_line(const Options& options) {
+  if (!options.quiet && isatty(STDERR_FILENO) != 0) fmt::print(stderr, "\r\x1b[K");
 }
 
 /// What was asked goes to the files and streams that were asked for; its status.
@@ -324,6 +327,7 @@ int answer_search(const Options& options, SearchSession& session) {
             ? smallest_cluster(input.scenario, input.space, tokens, *options.question.days, how)
             : best_for_budget(input.scenario, input.space, tokens, *options.question.gpu_hours,
                               how);
+    end_search_line(options);
     if (!options.json.empty()) {
       write_file(options.json, to_json(answer, options.question, input.scenario));
     }
@@ -333,6 +337,7 @@ int answer_search(const Options& options, SearchSession& session) {
   }
   const Search search(input.scenario, input.space, input.options);
   const SearchAnswer answer = find_best(session, search);
+  end_search_line(options);
   if (!options.json.empty()) write_file(options.json, to_json(answer, search));
   if (!options.csv.empty()) write_file(options.csv, to_csv(answer, search));
   print(to_terminal(answer, search, {.colour = wants_colour()}));
@@ -386,6 +391,7 @@ int search_layouts(const Options& options) {
     return answer_search(options, session);
   } catch (const SearchStopped& stopped) {
     // Now: threads may be at a simulation for a while, and a launcher may not wait for them.
+    end_search_line(options);
     fmt::print(stderr, "orrery: {}\n", stopped.what());
     return 128 + stop_signal;
   }
@@ -815,7 +821,7 @@ int main_of(int argc, char** argv) {
   search_verb->add_flag("--fresh", options.fresh, "give up what the store has")->needs("--store");
   search_verb->add_option("--top", options.search.best, "layouts to rank (10)")
       ->check(CLI::Range(1, 1000));
-  search_verb->add_option("--full", options.search.full, "full simulations at most (64)")
+  search_verb->add_option("--full", options.search.full, "full simulations at most (64, or twice --top)")
       ->check(CLI::Range(1, 1'000'000));
   search_verb
       ->add_option("--memory-share", options.search.memory_share,
@@ -982,7 +988,12 @@ int main_of(int argc, char** argv) {
   if (*run_verb) return run(options);
   if (*explain_verb) return explain_scenario(options);
   if (*compare_verb) return compare_scenarios(options);
-  if (*search_verb) return search_layouts(options);
+  if (*search_verb) {
+    if (search_verb->count("--full") == 0) {
+      options.search.full = std::max(options.search.full, 2 * options.search.best);
+    }
+    return search_layouts(options);
+  }
   if (*network_verb) return ask_about_network(options);
   if (*calibrate_verb) return calibrate_something(options);
   return validate_runs(options);
