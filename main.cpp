@@ -827,10 +827,10 @@ int main_of(int argc, char** argv) {
       ->add_option("--memory-share", options.search.memory_share,
                    "of the device's memory that a layout may need (1)")
       ->check(CLI::Range(0.01, 1.0));
-  const auto count = [&](const char* name, auto set, const char* text) {
+  const auto count = [&](const char* name, auto assign, const char* text) {
     return search_verb
         ->add_option_function<std::string>(
-            name, [set](const std::string& word) { set(*parse_count(word)); }, text)
+            name, [assign](const std::string& word) { assign(*parse_count(word)); }, text)
         ->check([](const std::string& word) {
           const auto value = parse_count(word);
           return value && *value > 0

@@ -176,7 +176,7 @@ TEST_F(SearchCli, KilledAgainAndAgainItComesToTheSameAnswer) {
 TEST_F(SearchCli, StoppedItSaysWhatIsKept) {
   for (const int signal : {SIGINT, SIGTERM}) {
     // Many seconds of work: all that fit of the default space.
-    const std::string store = path("s" + std::to_string(signal) + ".sqlite");
+    const std::string store = path(std::to_string(signal).append(".sqlite"));
     const pid_t child = start({"search", kLlama, "--full", "100000", "--top", "1000", "--store",
                                store, "--threads", "1"});
     for (int i = 0; i < 1000 && !fs::exists(store); ++i) {
