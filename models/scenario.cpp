@@ -685,7 +685,7 @@ Scenario read(const Node& document, const std::string& file, const Overrides& gi
                  cluster_ok ? &scenario.cluster : nullptr,
                  device_ok ? &scenario.profile.device : nullptr, problems, scenario.notes)
           .read();
-  reader.allow("search");  // what plans a search may choose: reports/search/space.hpp
+  scenario.search = reader.at("search");  // for reports/search/space.hpp
   const Node stragglers = reader.at("stragglers");
   if (reader.has("stragglers")) {
     scenario.stragglers = read_stragglers(stragglers, problems);

@@ -25,9 +25,9 @@
 //              models/routing.hpp and models/router.hpp say what each is
 //   stragglers: [{gpu | node | share, slowdown}, {sigma}] (none); models/stragglers.hpp
 //   training: of a step that is executed (defaults); models/training.hpp
+//   search: what layouts a search may choose (defaults); reports/search/space.hpp reads it
 //   set: overrides of all that and of the files it names, [PATH=VALUE, ...] (none);
 //   sim/overrides.hpp
-//   search: what layouts a search may choose (defaults); reports/search/space.hpp reads it
 
 #include <cstdint>
 #include <memory>
@@ -59,6 +59,7 @@ struct Scenario {
   std::uint64_t seed = 0;              ///< of routing and stragglers
   std::vector<std::string> notes;      ///< of readers: what was assumed or ignored
   std::vector<std::string> overrides;  ///< of profile and fabric, which to_yaml() only names
+  Node search;                         ///< the section as it stands, or the name of its file
 };
 
 /// Reads and checks a scenario file and everything it names. All problems of all files are reported

@@ -35,6 +35,8 @@ struct PhaseTimes {
   double sum() const {
     return forward + backward + weight + overlapped + bubble + optimizer + exposed_communication;
   }
+
+  friend bool operator==(const PhaseTimes&, const PhaseTimes&) = default;
 };
 
 /// Exposed communication in seconds, by what is exposed (rule 3 of reports/attribution.hpp).

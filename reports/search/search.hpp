@@ -40,6 +40,8 @@ struct Evaluation {
   /// 0 where it does not fit and the fidelity is coarse: then nothing was timed.
   double step_time_s = 0;
   PhaseTimes phases_s;  ///< mean over ranks; they add up to the step
+
+  friend bool operator==(const Evaluation&, const Evaluation&) = default;
 };
 
 struct SearchOptions {

@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "models/plan_rules.hpp"
+#include "sim/overrides.hpp"
 
 namespace orrery {
 namespace {
@@ -238,12 +239,11 @@ int chunks_of(ScheduleKind schedule) {
 
 /// The scenario's `search:` section, which may be the name of a file; null if there is none.
 Node search_section(const Scenario& scenario, Problems& problems) {
-  const Node root = read_document(scenario.file, problems);
-  const std::optional<Node> section = root.find("search");
-  if (!section) return {};
-  if (section->kind() != Node::Kind::scalar) return *section;
+  const Node& section = scenario.search;
+  if (section.kind() != Node::Kind::scalar) return section;
   const std::filesystem::path folder = std::filesystem::path(scenario.file).parent_path();
-  return read_document((folder / section->text()).lexically_normal().string(), problems);
+  return read_named_document(section, (folder / section.text()).lexically_normal().string(),
+                             problems);
 }
 
 }  // namespace
