@@ -61,12 +61,15 @@ std::string_view name_of(FailingPart part);
 struct FailureKind {
   std::string what;
   FailingPart of{};
-  double mtbf_s = 0;  ///< of one part
-  double events = 0;  ///< that mtbf_s was counted from; 0: it is known
+  double events = 0;         ///< that were counted in device_time_s; 0: the rate is known
+  double device_time_s = 0;  ///< of all parts together; with a known rate, for one failure
   RandomTime detection;
   std::optional<RandomTime> repair;  ///< none: the host stays in the job
   double slowdown = 1;               ///< above 1: the job goes on
   std::string source;
+
+  /// Mean time between failures of one part.
+  double mtbf_s() const { return events > 0 ? device_time_s / events : device_time_s; }
 
   friend bool operator==(const FailureKind&, const FailureKind&) = default;
 };

@@ -863,6 +863,10 @@ Scenario read(const Node& root, const std::string& file, const fs::path& directo
                        scenario.cluster.gpus_per_node, problems);
     }
   }
+  if (reader.has("reliability")) {
+    const Node node = inline_or_named(reader, "reliability", directory, problems);
+    if (is_located(node)) scenario.reliability = read_reliability(node, problems);
+  }
   if (reader.has("training")) {
     scenario.training = read_training(reader.at("training"), directory, problems);
   }
@@ -987,11 +991,14 @@ Scenario read_scenario(const std::string& path) {
 std::string to_yaml(const Scenario& scenario) {
   const std::string folder = fs::path(scenario.file).parent_path().string();
   return fmt::format(
-      "name: {}\nseed: {}\nmodel:\n{}cluster:\n{}plan:\n{}{}{}", in_quotes(scenario.name),
+      "name: {}\nseed: {}\nmodel:\n{}cluster:\n{}plan:\n{}{}{}{}", in_quotes(scenario.name),
       scenario.seed, indented(to_yaml(scenario.model)), indented(to_yaml(scenario.cluster, folder)),
       indented(plan_yaml(scenario.plan)),
       scenario.stragglers.empty() ? ""
                                   : fmt::format("stragglers: {}\n", to_yaml(scenario.stragglers)),
+      scenario.reliability
+          ? fmt::format("reliability:\n{}", indented(to_yaml(*scenario.reliability)))
+          : "",
       scenario.training == Training()
           ? ""
           : fmt::format("training: {}\n", to_yaml(scenario.training, folder)));
