@@ -98,6 +98,18 @@ struct Goodput {
 Goodput goodput(const Reliability& reliability, const Job& job, double useful_s,
                 const GoodputOptions& options = {});
 
+/// What a user asks about a scenario.
+struct GoodputQuestion {
+  std::string file;         ///< the scenario
+  std::string reliability;  ///< a file of what fails; empty: the scenario's own
+  double tokens = 0;        ///< to train on, at the rate of the simulated step; or
+  double useful_s = 0;      ///< so much training
+  GoodputOptions options;   ///< the seed is the scenario's
+};
+
+/// Throws InputError, and as goodput().
+Goodput ask_goodput(const GoodputQuestion& question);
+
 /// "Goodput 91.2 % (88.0 to 93.9)", where the rest goes, and the failures.
 std::string to_terminal(const Goodput& goodput);
 std::string to_json(const Goodput& goodput);
