@@ -556,7 +556,7 @@ std::string to_terminal(const Goodput& g) {
     const double part_s = g.mean_s.*part.part;
     if (part_s == 0) continue;
     rows.push_back(
-        {std::string("  ") + part.words, share_of(part_s, g.mean_s.sum()), format_seconds(part_s)});
+        {fmt::format("  {}", part.words), share_of(part_s, g.mean_s.sum()), format_seconds(part_s)});
   }
   text += format_table(rows, "lrr");
   if (g.kinds.empty()) return text;
@@ -565,7 +565,7 @@ std::string to_terminal(const Goodput& g) {
   double rest = 0;
   for (std::size_t k = 0; k < g.kinds.size(); ++k) {
     if (k < kShown || g.kinds.size() == kShown + 1) {
-      rows.push_back({"  " + shorten(g.kinds[k].what, 60), format_seconds(g.kinds[k].mtbf_s),
+      rows.push_back({fmt::format("  {}", shorten(g.kinds[k].what, 60)), format_seconds(g.kinds[k].mtbf_s),
                       fmt::format("{:.1f}", g.kinds[k].events)});
     } else {
       rest += g.kinds[k].events;
@@ -575,7 +575,7 @@ std::string to_terminal(const Goodput& g) {
     rows.push_back({fmt::format("  {} other kinds", g.kinds.size() - kShown), "",
                     fmt::format("{:.1f}", rest)});
   }
-  return text + "\n" + format_table(rows, "lrr");
+  return fmt::format("{}\n{}", text, format_table(rows, "lrr"));
 }
 
 void write_goodput(JsonObject& o, const Goodput& g) {

@@ -139,7 +139,7 @@ Goodput predict(const Request& request, const Rates& rates) {
                 .checkpoint_bytes = *r.checkpoint.bytes};
   // What can be done in that time is not known before; failures hardly change by the second round.
   const double share = goodput(r, job, request.calendar_s, {.trials = 100}).goodput.p50;
-  return goodput(r, job, request.calendar_s * share, {.trials = 1000});
+  return goodput(r, job, request.calendar_s * share, {.trials = 300});
 }
 
 std::string format_value(const GoodputRow& row, double value) {
@@ -180,14 +180,14 @@ std::string goodput_table(std::span<const GoodputRun> runs) {
       if (!row.note.empty()) rates += fmt::format(" ({})", row.note);
       rows.push_back({row.quantity, value(row.predicted.p50),
                       fmt::format("{} to {}", value(row.predicted.p10), value(row.predicted.p90)),
-                      (row.at_least ? "> " : "") + value(row.published),
+                      fmt::format("{}{}", row.at_least ? "> " : "", value(row.published)),
                       row.at_least ? "" : fmt::format("{:+.1f} %", 100 * row.error()),
                       row.covered() ? "in" : "OUT", rates});
       if (row.counted_here && row.quantity == "interruptions") continue;  // in-sample
       (row.at_least ? bounds : values) += 1;
       if (row.covered()) (row.at_least ? reached : covered) += 1;
     }
-    text += run.name + "\n" + format_table(rows, "lrrrrll", "  ") + "\n";
+    text += fmt::format("{}\n{}\n", run.name, format_table(rows, "lrrrrll", "  "));
   }
   return text +
          fmt::format(

@@ -48,8 +48,10 @@ struct StepUncertainty {
   std::vector<double> factors;  ///< by draw: the step over the study's, to be joined with others
 };
 
-/// By how much tables of one kernel family from two machines differ: the standard deviation of the
-/// logarithm of a table's mean over the truth (uncertainty.cpp says whose tables).
+/// By how much a family's times differ between two machines, or two releases of its library:
+/// standard deviation of the logarithm. The root mean square of twelve published differences,
+/// 0.061; which they are is in uncertainty.cpp. That training runs at lower clocks than benchmarks
+/// is a bias and not in it.
 inline constexpr double kFamilySpread = 0.06;
 
 /// Draw i has generators of its own, from the scenario's seed: the same whatever the threads. Where

@@ -2,6 +2,7 @@
 
 #include "reports/goodput.hpp"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <tbb/global_control.h>
 #include <tbb/task_arena.h>
@@ -200,6 +201,8 @@ TEST(Goodput, SlowHostsCostUntilTheyAreFound) {
 TEST(Goodput, FewCountsLeaveRatesOpen) {
   Reliability known = plain();
   known.failures = {gpus_fail_every(kDay)};
+  known.restart = {1, 1};  // hardly any time but useful time, or more failures come with more failures
+  known.checkpoint = {.write_bytes_per_s = 1e14, .read_bytes_per_s = 1e14, .interval_s = 600};
   Reliability counted = known;
   counted.failures[0].events = 4;
   counted.failures[0].device_time_s *= 4;
@@ -247,7 +250,7 @@ TEST(Goodput, SaysWhereAJobGetsNowhere) {
 // The sum of what plan.checkpoint lets the GPUs write.
 TEST(Goodput, CheckpointIsWhatTheStepsWritesAddUpTo) {
   for (const char* name : {"deepseek_v3_2048_h800", "llama3_70b_64_h100", "mixtral_8x7b_64_h100"}) {
-    Scenario scenario = read_scenario(kScenarios + name + ".yaml");
+    Scenario scenario = read_scenario(fmt::format("{}{}.yaml", kScenarios, name));
     scenario.plan.checkpoint = Checkpoint{1e9, true};
     const Program program = build_step(scenario);
     double written = 0;

@@ -3,6 +3,7 @@
 
 #include "reports/uncertainty.hpp"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <tbb/global_control.h>
 #include <tbb/task_arena.h>
@@ -82,7 +83,7 @@ TEST(Uncertainty, OwnErrorsCancelAndSharedOnesDoNot) {
     std::vector<Chain> chains;
     for (int i = 0; i < 16; ++i) {
       chains.push_back(
-          {StreamKind::compute, gemm("g" + std::to_string(i), i + 1), 1.0, 0.1, source});
+          {StreamKind::compute, gemm(fmt::format("g{}", i), i + 1), 1.0, 0.1, source});
     }
     const StepUncertainty u = uncertainty(study_of(chains), {.draws = 20000});
     const double drawn = std::log(u.step_time_s.p90 / u.step_time_s.p10) / (2 * kDecile);
@@ -234,7 +235,7 @@ int covered(const Study& study, const Interval& interval, int worlds, double fam
 TEST(Uncertainty, IntervalsHoldFourTruthsOfFive) {
   for (const char* name : {"llama3_70b_64_h100", "mixtral_8x7b_64_h100"}) {
     const Study study =
-        study_step(read_scenario(kScenarios + name + ".yaml"), {.network = Network::formula});
+        study_step(read_scenario(fmt::format("{}{}.yaml", kScenarios, name)), {.network = Network::formula});
     const StepUncertainty u = uncertainty(study, {.draws = 400});
     const int held = covered(study, u.step_time_s, 400, kFamilySpread, as_assumed);
     EXPECT_GT(held, 320 - 36) << name;
@@ -245,7 +246,7 @@ TEST(Uncertainty, IntervalsHoldFourTruthsOfFive) {
     const int alike = covered(study, u.step_time_s, 400, 0, as_assumed);
     EXPECT_LT(together, held) << name;
     EXPECT_GT(alike, held) << name;
-    ::testing::Test::RecordProperty(std::string("held_") + name, held);
+    ::testing::Test::RecordProperty(fmt::format("held_{}", name), held);
     std::printf("%s: %d of 400 held; %d where errors are shared; %d without a family's\n", name,
                 held, together, alike);
   }
