@@ -185,6 +185,7 @@ class Trial {
     const double planned_s = std::min(found_s, maintenance_due_s_);
     if (planned_s <= now_s_) return stop_as_planned();
 
+    skip_quiet_intervals(planned_s);
     const double slower = slowdown();
     const double left = left_s();
     const bool computed = left <= tolerance_s();
@@ -202,6 +203,27 @@ class Trial {
     write_left_s_ -= passed_s;
     if (write_left_s_ <= 0) written();
     if (failed && stops(r_.failures[*failed])) fail(*failed);
+  }
+
+  /// Intervals in which nothing happens, at once: as many as surely end before the next failure,
+  /// planned stop and the end of the run. At the begin of one, with the last checkpoint on its way,
+  /// all is as an interval before.
+  void skip_quiet_intervals(double planned_s) {
+    const CheckpointTimes& c = run_.checkpoint;
+    const bool in_step = pending_.useful_s > 0
+                             ? std::abs(pending_.useful_s - c.interval_s) <= tolerance_s()
+                             : c.write_s == c.blocking_s;
+    if (!in_step || current_.sum() > 0 || pending_.slow_s > 0 || !slow_.empty()) return;
+    const double period_s = c.interval_s + c.blocking_s;
+    const double quiet_s = std::min(until_failure_s_, planned_s - now_s_);
+    const double to_do_s = run_.useful_s - saved_s_ - pending_.useful_s;
+    const double count = std::floor(std::min(quiet_s / period_s, to_do_s / c.interval_s)) - 1;
+    if (count < 1) return;
+    now_s_ += count * period_s;
+    until_failure_s_ -= count * period_s;
+    saved_s_ += count * c.interval_s;
+    result_.parts.useful += count * c.interval_s;
+    result_.parts.checkpoint += count * c.blocking_s;
   }
 
   /// Stands still for the blocking part; the rest is written meanwhile. What was pending has been
@@ -535,12 +557,12 @@ std::string to_terminal(const Goodput& g) {
       fmt::format("{} GPUs, {} hosts; {} of training; {} trials, P10 to P90\n\n", g.job.gpus,
                   g.job.hosts, format_seconds(g.useful_s), g.goodputs.size());
   text +=
-      fmt::format("  {:<15}{:<9}({} to {}), closed form {}\n", "goodput", percent(g.goodput.p50),
+      fmt::format("  {:<15}{:<11}({} to {}), closed form {}\n", "goodput", percent(g.goodput.p50),
                   percent(g.goodput.p10), percent(g.goodput.p90), percent(g.expected_goodput));
   text +=
-      fmt::format("  {:<15}{:<9}({} to {})\n", "calendar time", format_seconds(g.calendar_s.p50),
+      fmt::format("  {:<15}{:<11}({} to {})\n", "calendar time", format_seconds(g.calendar_s.p50),
                   format_seconds(g.calendar_s.p10), format_seconds(g.calendar_s.p90));
-  text += fmt::format("  {:<15}{:<9.0f}({:.0f} to {:.0f}){}\n", "interruptions",
+  text += fmt::format("  {:<15}{:<11.0f}({:.0f} to {:.0f}){}\n", "interruptions",
                       g.interruptions.p50, g.interruptions.p10, g.interruptions.p90,
                       std::isfinite(g.mtbf_s)
                           ? fmt::format(", a failure every {} on average", format_seconds(g.mtbf_s))
@@ -555,8 +577,8 @@ std::string to_terminal(const Goodput& g) {
   for (const NamedPart& part : kTimeParts) {
     const double part_s = g.mean_s.*part.part;
     if (part_s == 0) continue;
-    rows.push_back(
-        {fmt::format("  {}", part.words), share_of(part_s, g.mean_s.sum()), format_seconds(part_s)});
+    rows.push_back({fmt::format("  {}", part.words), share_of(part_s, g.mean_s.sum()),
+                    format_seconds(part_s)});
   }
   text += format_table(rows, "lrr");
   if (g.kinds.empty()) return text;
@@ -565,8 +587,8 @@ std::string to_terminal(const Goodput& g) {
   double rest = 0;
   for (std::size_t k = 0; k < g.kinds.size(); ++k) {
     if (k < kShown || g.kinds.size() == kShown + 1) {
-      rows.push_back({fmt::format("  {}", shorten(g.kinds[k].what, 60)), format_seconds(g.kinds[k].mtbf_s),
-                      fmt::format("{:.1f}", g.kinds[k].events)});
+      rows.push_back({fmt::format("  {}", shorten(g.kinds[k].what, 60)),
+                      format_seconds(g.kinds[k].mtbf_s), fmt::format("{:.1f}", g.kinds[k].events)});
     } else {
       rest += g.kinds[k].events;
     }

@@ -42,7 +42,7 @@ struct Request {
   double calendar_s = 0;
   Reliability recovery;
   std::vector<Rates> rates;
-  std::vector<GoodputRow> rows;
+  std::vector<PublishedValue> published;
 };
 
 std::vector<Node> elements(const Node& node, std::string_view what, Problems& problems) {
@@ -55,18 +55,17 @@ std::vector<Node> elements(const Node& node, std::string_view what, Problems& pr
   return list;
 }
 
-GoodputRow read_row(const Node& node, Problems& problems) {
+PublishedValue read_published(const Node& node, Problems& problems) {
   MapReader map(node, problems, "row");
-  GoodputRow row;
+  PublishedValue row;
   if (node.kind() != Node::Kind::map) return row;
-  row.quantity =
-      map.choice("quantity", {std::pair<std::string_view, std::string>{"goodput", "goodput"},
-                              {"interruptions", "interruptions"}});
+  row.interruptions = map.choice(
+      "quantity", {std::pair<std::string_view, bool>{"goodput", false}, {"interruptions", true}});
   row.at_least = map.has("at_least");
   if (row.at_least == map.has("published")) {
     problems.add(node, "a row has either a published value or one that it is at_least");
   } else {
-    row.published = map.quantity(row.at_least ? "at_least" : "published", Dimension::scalar);
+    row.value = map.quantity(row.at_least ? "at_least" : "published", Dimension::scalar);
   }
   row.source = map.text("source");
   row.note = map.text_or("note", "");
@@ -93,7 +92,7 @@ Request read_request(const Node& node, const fs::path& folder, Problems& problem
     request.rates.push_back({inline_or_named(file, folder, problems), here});
   }
   for (const Node& row : elements(map.require("rows"), "rows", problems)) {
-    request.rows.push_back(read_row(row, problems));
+    request.published.push_back(read_published(row, problems));
   }
   if (!request.recovery.failures.empty()) {
     problems.add(map.at("recovery"), "the failures of a run are those of its rates",
@@ -142,9 +141,17 @@ Goodput predict(const Request& request, const Rates& rates) {
   return goodput(r, job, request.calendar_s * share, {.trials = 300});
 }
 
-std::string format_value(const GoodputRow& row, double value) {
-  return row.quantity == "goodput" ? fmt::format("{:.1f} %", 100 * value)
-                                   : fmt::format("{:.0f}", value);
+std::string format_value(const PublishedValue& of, double value) {
+  return of.interruptions ? fmt::format("{:.0f}", value) : fmt::format("{:.1f} %", 100 * value);
+}
+
+const Interval& predicted(const GoodputPrediction& prediction, const PublishedValue& of) {
+  return of.interruptions ? prediction.interruptions : prediction.goodput;
+}
+
+/// No prediction where the interruptions are what the rates were counted from.
+bool is_prediction(const GoodputPrediction& prediction, const PublishedValue& of) {
+  return !(of.interruptions && prediction.counted_here);
 }
 
 }  // namespace
@@ -152,15 +159,11 @@ std::string format_value(const GoodputRow& row, double value) {
 std::vector<GoodputRun> goodput_runs(const std::string& path) {
   std::vector<GoodputRun> runs;
   for (const Request& request : read_requests(path)) {
-    GoodputRun run{.name = request.name};
+    GoodputRun run{.name = request.name, .published = request.published};
     for (const Rates& rates : request.rates) {
-      const Goodput predicted = predict(request, rates);
-      for (GoodputRow row : request.rows) {
-        row.rates = rates.reliability.name;
-        row.counted_here = rates.counted_here;
-        row.predicted = row.quantity == "goodput" ? predicted.goodput : predicted.interruptions;
-        run.rows.push_back(std::move(row));
-      }
+      const Goodput g = predict(request, rates);
+      run.predictions.push_back(
+          {rates.reliability.name, rates.counted_here, g.goodput, g.interruptions});
     }
     runs.push_back(std::move(run));
   }
@@ -169,30 +172,43 @@ std::vector<GoodputRun> goodput_runs(const std::string& path) {
 
 std::string goodput_table(std::span<const GoodputRun> runs) {
   std::string text;
-  std::size_t values = 0, bounds = 0, covered = 0, reached = 0;
+  std::size_t values = 0, covered = 0, bounds = 0, reached = 0;
   for (const GoodputRun& run : runs) {
-    std::vector<std::vector<std::string>> rows{
-        {"quantity", "predicted", "P10 to P90", "published", "error", "", "rates of"}};
-    for (const GoodputRow& row : run.rows) {
-      const auto value = [&](double v) { return format_value(row, v); };
-      std::string rates = row.rates;
-      if (row.counted_here && row.quantity == "interruptions") rates += ", counted here";
-      if (!row.note.empty()) rates += fmt::format(" ({})", row.note);
-      rows.push_back({row.quantity, value(row.predicted.p50),
-                      fmt::format("{} to {}", value(row.predicted.p10), value(row.predicted.p90)),
-                      fmt::format("{}{}", row.at_least ? "> " : "", value(row.published)),
-                      row.at_least ? "" : fmt::format("{:+.1f} %", 100 * row.error()),
-                      row.covered() ? "in" : "OUT", rates});
-      if (row.counted_here && row.quantity == "interruptions") continue;  // in-sample
-      (row.at_least ? bounds : values) += 1;
-      if (row.covered()) (row.at_least ? reached : covered) += 1;
+    text += run.name + "\n";
+    std::vector<std::vector<std::string>> rows{{"rates of"}};
+    std::string align = "l";
+    for (const PublishedValue& p : run.published) {
+      text += fmt::format("  published: {} {}{}{}\n", p.interruptions ? "interruptions" : "goodput",
+                          p.at_least ? "> " : "", format_value(p, p.value),
+                          p.note.empty() ? "" : fmt::format(" ({})", p.note));
+      align += "rrrl";
+      rows[0].insert(rows[0].end(),
+                     {p.interruptions ? "interruptions" : "goodput", "P10 to P90", "error", ""});
     }
-    text += fmt::format("{}\n{}\n", run.name, format_table(rows, "lrrrrll", "  "));
+    for (const GoodputPrediction& prediction : run.predictions) {
+      std::vector<std::string> row{prediction.rates};
+      for (const PublishedValue& p : run.published) {
+        const Interval& interval = predicted(prediction, p);
+        const bool counts = is_prediction(prediction, p);
+        const bool in = p.covered_by(interval);
+        row.insert(
+            row.end(),
+            {format_value(p, interval.p50),
+             fmt::format("{} to {}", format_value(p, interval.p10), format_value(p, interval.p90)),
+             p.at_least ? "" : fmt::format("{:+.1f} %", 100 * (interval.p50 / p.value - 1)),
+             !counts ? "own"
+             : in    ? "in"
+                     : "OUT"});
+        if (!counts) continue;
+        (p.at_least ? bounds : values) += 1;
+        if (in) (p.at_least ? reached : covered) += 1;
+      }
+      rows.push_back(std::move(row));
+    }
+    text += fmt::format("{}\n", format_table(rows, align, "  "));
   }
-  return text +
-         fmt::format(
-             "not counted here: {} of {} values between P10 and P90, {} of {} bounds reached\n",
-             covered, values, reached, bounds);
+  return text + fmt::format("{} of {} values between P10 and P90, {} of {} bounds reached\n",
+                            covered, values, reached, bounds);
 }
 
 std::string goodput_json(std::span<const GoodputRun> runs) {
@@ -200,17 +216,19 @@ std::string goodput_json(std::span<const GoodputRun> runs) {
     o.array("runs", runs, [&](const GoodputRun& run) {
       JsonObject r(o.writer());
       r("name", run.name);
-      r.array("rows", run.rows, [&](const GoodputRow& row) {
+      r.array("published", run.published, [&](const PublishedValue& p) {
         JsonObject w(o.writer());
-        w("quantity", row.quantity);
-        w("rates", row.rates);
-        w("counted_here", row.counted_here);
-        write_interval(w, "predicted", row.predicted);
-        w(row.at_least ? "at_least" : "published", row.published);
-        if (!row.at_least) w("error", row.error());
-        w("covered", row.covered());
-        w("source", row.source);
-        w("note", row.note);
+        w("quantity", p.interruptions ? "interruptions" : "goodput");
+        w(p.at_least ? "at_least" : "value", p.value);
+        w("source", p.source);
+        w("note", p.note);
+      });
+      r.array("predictions", run.predictions, [&](const GoodputPrediction& p) {
+        JsonObject w(o.writer());
+        w("rates", p.rates);
+        w("counted_here", p.counted_here);
+        write_interval(w, "goodput", p.goodput);
+        write_interval(w, "interruptions", p.interruptions);
       });
     });
   });

@@ -27,26 +27,32 @@
 
 namespace orrery {
 
-struct GoodputRow {
-  std::string quantity;  ///< "goodput", "interruptions"
-  double published = 0;
+/// What is published of a run.
+struct PublishedValue {
+  bool interruptions = false;  ///< how many; else the goodput
+  double value = 0;
   bool at_least = false;  ///< all that is published is a bound from below
   std::string source;
   std::string note;
-  std::string rates;  ///< name of the cluster whose failures they are
-  bool counted_here = false;
-  Interval predicted;
 
-  double error() const { return predicted.p50 / published - 1; }
-  /// In the interval; of a bound: the interval reaches it.
-  bool covered() const {
-    return at_least ? predicted.p90 >= published : predicted.contains(published);
+  /// Between P10 and P90; of a bound: P90 reaches it.
+  bool covered_by(const Interval& predicted) const {
+    return at_least ? predicted.p90 >= value : predicted.contains(value);
   }
+};
+
+/// What failures of one cluster predict for a run.
+struct GoodputPrediction {
+  std::string rates;          ///< name of the cluster
+  bool counted_here = false;  ///< in this very run: its interruptions are no prediction
+  Interval goodput;
+  Interval interruptions;
 };
 
 struct GoodputRun {
   std::string name;
-  std::vector<GoodputRow> rows;
+  std::vector<PublishedValue> published;
+  std::vector<GoodputPrediction> predictions;
 };
 
 /// Reads one file and simulates what it lists. Throws InputError.

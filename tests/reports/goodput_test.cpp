@@ -201,7 +201,8 @@ TEST(Goodput, SlowHostsCostUntilTheyAreFound) {
 TEST(Goodput, FewCountsLeaveRatesOpen) {
   Reliability known = plain();
   known.failures = {gpus_fail_every(kDay)};
-  known.restart = {1, 1};  // hardly any time but useful time, or more failures come with more failures
+  known.restart = {1,
+                   1};  // hardly any time but useful time, or more failures come with more failures
   known.checkpoint = {.write_bytes_per_s = 1e14, .read_bytes_per_s = 1e14, .interval_s = 600};
   Reliability counted = known;
   counted.failures[0].events = 4;
@@ -306,12 +307,12 @@ TEST(Goodput, WritersSayWhatIsThere) {
 TEST(GoodputRuns, OwnCountsGiveOwnInterruptions) {
   const auto runs = goodput_runs(kScenarios + "reliability/published.yaml");
   ASSERT_GE(runs.size(), 8u);
-  const GoodputRow& llama = runs[0].rows[1];
-  ASSERT_EQ(llama.quantity, "interruptions");
+  const GoodputPrediction& llama = runs[0].predictions[0];
   ASSERT_TRUE(llama.counted_here);
-  EXPECT_NEAR(llama.predicted.p50, 419, 3 * std::sqrt(2 * 419.0));
+  ASSERT_EQ(runs[0].published[1].value, 419);
+  EXPECT_NEAR(llama.interruptions.p50, 419, 3 * std::sqrt(2 * 419.0));
   const std::string text = goodput_table(runs);
-  EXPECT_NE(text.find("counted here"), std::string::npos);
+  EXPECT_NE(text.find("values between P10 and P90"), std::string::npos);
   EXPECT_NO_THROW(nlohmann::json::parse(goodput_json(runs)).at("runs"));
 }
 
