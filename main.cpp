@@ -211,7 +211,7 @@ int validate_runs(Options& options) {
   }
   std::vector<Validation> validations;
   for (const std::string& file : files) {
-    for (Validation& v : validate(file)) validations.push_back(std::move(v));
+    for (Validation& v : validate(file, options.draws)) validations.push_back(std::move(v));
   }
   if (!options.json.empty()) write_file(options.json, validation_json(validations));
   if (options.json != "-") write_file("-", validation_table(validations));
@@ -605,11 +605,13 @@ int main_of(int argc, char** argv) {
       ->check(CLI::IsMember({"sweep", "events"}));
   run_verb->add_flag("--timing", options.timing, "also say how long the simulation took");
   execution(run_verb, "train for real, on CPU or GPU, instead of simulating");
-  run_verb
-      ->add_flag("--uncertainty{200}", options.draws,
-                 "how sure the step's time is: draws of the prices' errors (--uncertainty=500)")
-      ->check(CLI::Range(10, 1'000'000))
-      ->excludes("--execute");
+  const auto draws = [&](CLI::App* verb) {
+    verb->add_flag("--uncertainty{200}", options.draws,
+                   "how sure the step's time is: draws of the prices' errors (--uncertainty=500)")
+        ->check(CLI::Range(10, 1'000'000))
+        ->excludes("--execute");
+  };
+  draws(run_verb);
 
   CLI::App* explain_verb =
       app.add_subcommand("explain", "resolved scenario, counts, memory, layout, Program, prices");
@@ -632,6 +634,7 @@ int main_of(int argc, char** argv) {
   validate_verb->add_flag("--fail-above", options.fail_above, "exit 3 if an aim is missed");
   quiet(validate_verb);
   execution(validate_verb, "execute a scenario's step, on CPU or GPU, and compare the prediction");
+  draws(validate_verb);
   validate_verb
       ->add_option("--calibrate", options.calibration,
                    "scenarios whose kernels are measured first, for the prediction")

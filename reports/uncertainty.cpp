@@ -292,6 +292,11 @@ StepUncertainty uncertainty(const Study& study, const UncertaintyOptions& option
   return out;
 }
 
+PriceList drawn_prices(const Program& program, const PriceList& prices, std::uint64_t seed,
+                       std::uint64_t number) {
+  return ErringPrices(program, prices).draw(seed, number);
+}
+
 std::string to_terminal(const StepUncertainty& u) {
   constexpr std::size_t kShown = 8;
   constexpr std::size_t kBar = 25;

@@ -18,6 +18,8 @@
 #include <vector>
 
 #include "reports/interval.hpp"
+#include "sim/price.hpp"
+#include "sim/program.hpp"
 
 namespace orrery {
 
@@ -57,6 +59,10 @@ inline constexpr double kFamilySpread = 0.06;
 /// Draw i has generators of its own, from the scenario's seed: the same whatever the threads. Where
 /// the plan draws experts' loads, each draw has other ones.
 StepUncertainty uncertainty(const Study& study, const UncertaintyOptions& options = {});
+
+/// The prices of one draw.
+PriceList drawn_prices(const Program& program, const PriceList& prices, std::uint64_t seed,
+                       std::uint64_t number);
 
 /// The interval and the tornado, for a terminal of 100 columns.
 std::string to_terminal(const StepUncertainty& uncertainty);
