@@ -20,7 +20,8 @@
 //                                      `detection` has passed and it is restarted from a checkpoint
 //     source                           who says so
 //   rate_spread (0)                    standard deviation of the logarithm of a factor that all
-//                                      rates share: how far clusters differ
+//                                      rates share: how far the job's cluster may be from the one
+//                                      whose rates these are
 //   restart                            from stop to reading the checkpoint: scheduling, start of
 //                                      processes, communicators
 //   checkpoint: {write, read,          storage's rate for the whole job

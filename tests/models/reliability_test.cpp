@@ -76,10 +76,11 @@ TEST(Reliability, SpreadOfClustersIsThatOfFourPublishedRates) {
   for (const double rate : rates) mean += std::log(rate) / 4;
   double variance = 0;
   for (const double rate : rates) variance += std::pow(std::log(rate) - mean, 2) / 3;
-  EXPECT_NEAR(std::sqrt(variance), 0.49, 0.005);
+  // Of one cluster, predicted from another: the difference of two draws.
+  EXPECT_NEAR(std::sqrt(2 * variance), 0.69, 0.01);
   for (const char* name :
        {"h100_llama3", "a100_rsc1", "a100_rsc2", "a100_fire_flyer2", "h800_2048"}) {
-    EXPECT_EQ(shipped(name).rate_spread, 0.49) << name;
+    EXPECT_EQ(shipped(name).rate_spread, 0.69) << name;
   }
 }
 
