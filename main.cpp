@@ -674,7 +674,6 @@ int main_of(int argc, char** argv) {
   reliability_verb->add_flag("--published{scenarios/reliability/published.yaml}", options.published,
                              "instead: what other clusters' failures predict for published runs");
   json(reliability_verb);
-  quiet(reliability_verb);
 
   CLI::App* network_verb =
       app.add_subcommand("network", "a cluster's links, or a collective on it");

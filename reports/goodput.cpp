@@ -556,9 +556,9 @@ std::string to_terminal(const Goodput& g) {
   std::string text =
       fmt::format("{} GPUs, {} hosts; {} of training; {} trials, P10 to P90\n\n", g.job.gpus,
                   g.job.hosts, format_seconds(g.useful_s), g.goodputs.size());
-  text +=
-      fmt::format("  {:<15}{:<11}({} to {}), closed form {}\n", "goodput", percent(g.goodput.p50),
-                  percent(g.goodput.p10), percent(g.goodput.p90), percent(g.expected_goodput));
+  text += fmt::format("  {:<15}{:<11}({} to {}); closed form of what stops the job {}\n", "goodput",
+                      percent(g.goodput.p50), percent(g.goodput.p10), percent(g.goodput.p90),
+                      percent(g.expected_goodput));
   text +=
       fmt::format("  {:<15}{:<11}({} to {})\n", "calendar time", format_seconds(g.calendar_s.p50),
                   format_seconds(g.calendar_s.p10), format_seconds(g.calendar_s.p90));

@@ -4,6 +4,7 @@
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
+#include <rapidcheck.h>
 #include <tbb/global_control.h>
 #include <tbb/task_arena.h>
 
@@ -236,6 +237,64 @@ TEST(Goodput, DoesNotDependOnThreadsOrOnOtherTrials) {
   const Goodput many = goodput(r, kJob, 10 * kDay, {.trials = 200});
   EXPECT_TRUE(std::equal(few.goodputs.begin(), few.goodputs.end(), many.goodputs.begin()));
   EXPECT_NE(goodput(r, kJob, 10 * kDay, {.trials = 20, .seed = 1}).goodputs, few.goodputs);
+}
+
+// Whatever fails: all time is accounted for, all work gets done, and more failures never help.
+TEST(Goodput, HoldsTogetherForAnyDescription) {
+  const bool holds = rc::check("time adds up, work gets done", [] {
+    const auto number = [](double low, double high) {
+      const double share = *rc::gen::inRange(0, 1001) / 1000.0;
+      return low * std::pow(high / low, share);
+    };
+    const auto time = [&](double low, double high) {
+      const double median_s = number(low, high);
+      return RandomTime{median_s, *rc::gen::arbitrary<bool>() ? median_s : 2 * median_s};
+    };
+    const auto maybe = [] { return *rc::gen::arbitrary<bool>(); };
+    Reliability r = plain();
+    r.restart = time(1, 1800);
+    r.checkpoint.write_bytes_per_s = number(1e8, 1e12);
+    if (maybe()) r.checkpoint.blocking_s = number(0.01, 100);
+    r.rate_spread = maybe() ? 0.5 : 0;
+    if (maybe()) r.spare_hosts = *rc::gen::inRange(0, 3);
+    if (maybe()) r.maintenance = Maintenance{number(kHour * 6, kDay * 7), time(60, 7200)};
+    const int kinds = *rc::gen::inRange(0, 4);
+    for (int k = 0; k < kinds; ++k) {
+      FailureKind kind{.what = "k",
+                       .of = static_cast<FailingPart>(*rc::gen::inRange(0, 5)),
+                       .events = maybe() ? 3.0 : 0.0};
+      kind.device_time_s = number(4 * kHour, 100 * kDay) *
+                           static_cast<double>(parts_of(kJob, kind.of)) *
+                           std::max(1.0, kind.events);
+      if (maybe()) kind.detection = time(1, 3600);
+      if (maybe()) kind.repair = time(600, 2 * kDay);
+      if (kind.detection.median_s > 0 && maybe()) kind.slowdown = number(1.01, 3);
+      r.failures.push_back(kind);
+    }
+    Goodput g;
+    try {
+      g = goodput(r, kJob, 3 * kDay, {.trials = 10});
+    } catch (const std::runtime_error&) {
+      RC_DISCARD("a job that gets nowhere");
+    }
+    RC_ASSERT(std::abs(g.mean_s.sum() / g.calendar_s.mean - 1) < 1e-4);
+    RC_ASSERT(std::abs(g.mean_s.useful / (3 * kDay) - 1) < 1e-4);
+    for (double TimeParts::*part :
+         {&TimeParts::checkpoint, &TimeParts::rework, &TimeParts::detection, &TimeParts::restart,
+          &TimeParts::waiting, &TimeParts::maintenance, &TimeParts::slow}) {
+      RC_ASSERT((g.mean_s.*part) >= 0);
+    }
+    RC_ASSERT(g.goodput.p10 <= g.goodput.p50 && g.goodput.p50 <= g.goodput.p90);
+    RC_ASSERT(g.goodput.p90 <= 1);
+    Reliability worse = r;
+    for (FailureKind& kind : worse.failures) kind.device_time_s /= 4;
+    try {
+      const Goodput of_worse = goodput(worse, kJob, 3 * kDay, {.trials = 10});
+      RC_ASSERT(of_worse.expected_goodput <= g.expected_goodput * (1 + 1e-9));
+    } catch (const std::runtime_error&) {
+    }
+  });
+  EXPECT_TRUE(holds);
 }
 
 TEST(Goodput, SaysWhereAJobGetsNowhere) {

@@ -82,8 +82,7 @@ TEST(Uncertainty, OwnErrorsCancelAndSharedOnesDoNot) {
   const auto spread_of = [](PriceSource source) {
     std::vector<Chain> chains;
     for (int i = 0; i < 16; ++i) {
-      chains.push_back(
-          {StreamKind::compute, gemm(fmt::format("g{}", i), i + 1), 1.0, 0.1, source});
+      chains.push_back({StreamKind::compute, gemm(fmt::format("g{}", i), i + 1), 1.0, 0.1, source});
     }
     const StepUncertainty u = uncertainty(study_of(chains), {.draws = 20000});
     const double drawn = std::log(u.step_time_s.p90 / u.step_time_s.p10) / (2 * kDecile);
@@ -234,8 +233,8 @@ int covered(const Study& study, const Interval& interval, int worlds, double fam
 // much).
 TEST(Uncertainty, IntervalsHoldFourTruthsOfFive) {
   for (const char* name : {"llama3_70b_64_h100", "mixtral_8x7b_64_h100"}) {
-    const Study study =
-        study_step(read_scenario(fmt::format("{}{}.yaml", kScenarios, name)), {.network = Network::formula});
+    const Study study = study_step(read_scenario(fmt::format("{}{}.yaml", kScenarios, name)),
+                                   {.network = Network::formula});
     const StepUncertainty u = uncertainty(study, {.draws = 400});
     const int held = covered(study, u.step_time_s, 400, kFamilySpread, as_assumed);
     EXPECT_GT(held, 320 - 36) << name;
@@ -250,6 +249,22 @@ TEST(Uncertainty, IntervalsHoldFourTruthsOfFive) {
     std::printf("%s: %d of 400 held; %d where errors are shared; %d without a family's\n", name,
                 held, together, alike);
   }
+}
+
+// A world that was not drawn: the kernels of DeepSeek's training as its trace shows them, in the
+// same Program. What public tables predict of the step holds what these make of it.
+TEST(Uncertainty, PublicTablesHoldTheStepOfTheTracesKernels) {
+  Scenario scenario = read_scenario(kScenarios + "deepseek_v3_2048_h800.yaml");
+  const Study predicted = study_step(scenario);
+  Problems problems;
+  scenario.profile =
+      read_profile(read_document(kScenarios + "profiles/h800_trace.yaml", problems), problems);
+  problems.throw_if_any();
+  const double of_trace_s = study_step(scenario).report.step_time_s;
+  const StepUncertainty u = uncertainty(predicted, {.draws = 200, .checked = 0});
+  EXPECT_TRUE(u.step_time_s.contains(of_trace_s))
+      << of_trace_s << " s, " << u.step_time_s.p10 << " to " << u.step_time_s.p90;
+  EXPECT_GT(std::abs(of_trace_s / predicted.report.step_time_s - 1), 0.02) << "nothing to explain";
 }
 
 }  // namespace
