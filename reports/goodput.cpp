@@ -495,7 +495,7 @@ Goodput goodput(const Reliability& reliability, const Job& job, double useful_s,
 }
 
 Goodput ask_goodput(const GoodputQuestion& question) {
-  Scenario scenario = read_scenario(question.file);
+  Scenario scenario = read_scenario(question.file, question.overrides);
   Problems problems;
   if (!question.reliability.empty()) {
     scenario.reliability =

@@ -19,6 +19,7 @@
 #include "models/reliability.hpp"
 #include "models/scenario.hpp"
 #include "reports/interval.hpp"
+#include "sim/overrides.hpp"
 
 namespace orrery {
 
@@ -101,6 +102,7 @@ Goodput goodput(const Reliability& reliability, const Job& job, double useful_s,
 /// What a user asks about a scenario.
 struct GoodputQuestion {
   std::string file;         ///< the scenario
+  Overrides overrides;      ///< of it
   std::string reliability;  ///< a file of what fails; empty: the scenario's own
   double tokens = 0;        ///< to train on, at the rate of the simulated step; or
   double useful_s = 0;      ///< so much training

@@ -48,9 +48,10 @@ struct Validation {
   std::vector<ValidationRow> rows;
 };
 
-/// Reads one file and simulates what it names, with so many draws of the prices' errors. Throws
-/// InputError.
-std::vector<Validation> validate(const std::string& path, std::int64_t draws = 0);
+/// Reads one file and simulates what it names, each scenario with these overrides, and with so many
+/// draws of the prices' errors. Throws InputError.
+std::vector<Validation> validate(const std::string& path, const Overrides& overrides = {},
+                                 std::int64_t draws = 0);
 
 std::string validation_table(std::span<const Validation> validations);
 std::string validation_json(std::span<const Validation> validations);

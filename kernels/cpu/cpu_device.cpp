@@ -152,12 +152,11 @@ class CpuDevice::Stream {
   static void run(const std::function<void()>& what) { what(); }
   static void run(const Record& what) {
     what.event->reached_ns = monotonic_ns();
-    what.event->pending = false;
-    what.event->pending.notify_all();
+    what.event->end_pending();
   }
   static void run(const Wait& what) {
     // stop() ends the pending of all, whether reached or not.
-    what.event->pending.wait(true);
+    what.event->wait();
   }
 
   CpuDevice& device_;
@@ -247,7 +246,7 @@ void CpuDevice::record(StreamHandle stream, EventHandle handle) {
   Event& event = at(handle);
   event.ever_recorded = true;
   event.reached_ns = 0;
-  event.pending = true;
+  event.pending = 1;
   at(stream).push(Stream::Record{&event});
 }
 
@@ -259,7 +258,7 @@ void CpuDevice::wait(StreamHandle stream, EventHandle handle) {
   }
   // Reached, or recorded before the last synchronize(). Asking later would be wrong: by then it may
   // have been recorded again.
-  if (!event.pending) return;
+  if (event.pending == 0) return;
   at(stream).push(Stream::Wait{&event});
 }
 
@@ -267,7 +266,7 @@ void CpuDevice::synchronize() {
   for (Stream& stream : streams_) stream.wait_until_idle();
   const std::lock_guard lock(mutex_);
   stopped_ = false;
-  for (Event& event : events_) event.pending = false;  // where an error kept it from being reached
+  for (Event& event : events_) event.pending = 0;  // where an error kept it from being reached
   if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
 }
 
@@ -312,10 +311,7 @@ void CpuDevice::stop(std::exception_ptr error) {
   const std::lock_guard lock(mutex_);
   stopped_ = true;
   if (!error_) error_ = std::move(error);
-  for (Event& event : events_) {
-    event.pending = false;
-    event.pending.notify_all();
-  }
+  for (Event& event : events_) event.end_pending();
 }
 
 std::unique_ptr<Device> open_cpu_device(int threads) {

@@ -53,10 +53,24 @@ class CpuDevice final : public Device {
  private:
   class Stream;
   class Arena;
+  /// Thousands a step, of which few are waited for: reaching one wakes nobody else. libstdc++ waits
+  /// on an int in the kernel at its own address, while all smaller types share some counters, and
+  /// each change of one would wake, for nothing, a thread that waits for another.
   struct Event {
-    std::atomic<bool> pending = false;  ///< recorded, but not reached
+    std::atomic<int> pending = 0;  ///< 1: recorded, but not reached
+    std::atomic<int> waiting = 0;  ///< streams
     bool ever_recorded = false;
     std::atomic<std::int64_t> reached_ns = 0;
+
+    void end_pending() {
+      pending = 0;
+      if (waiting > 0) pending.notify_all();
+    }
+    void wait() {
+      ++waiting;
+      pending.wait(1);
+      --waiting;
+    }
   };
 
   Stream& at(StreamHandle stream);

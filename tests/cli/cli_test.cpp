@@ -261,6 +261,82 @@ TEST_F(Cli, CompareShowsBoth) {
   EXPECT_EQ(json::parse(orrery({"compare", kV3, kV3, "--json", "-"}).out).at("reports").size(), 2u);
 }
 
+TEST_F(Cli, SettingWhatIsThereChangesNothing) {
+  const std::string base = orrery({"run", kV3, "--json", "-"}).out;
+  const Result same = orrery({"run", kV3, "--json", "-", "--set", "plan.layout.pp=16", "--set",
+                              "cluster.nvlink.bandwidth=*1", "--set", "profile.device.sms=132",
+                              "--set", "cluster.fabric.nic.capacity=50 GB/s", "--set",
+                              "plan.precision={recipe: fp8_deepseek}"});
+  EXPECT_EQ(same.status, 0) << same.err;
+  EXPECT_EQ(same.out, base);
+  EXPECT_NE(orrery({"run", kV3, "--json", "-", "--set", "plan.layout.ep=32"}).out, base);
+}
+
+TEST_F(Cli, OverridesThatAreWrongAreWrongInput) {
+  const std::vector<std::vector<std::string>> all = {
+      {"run", kV3},
+      {"explain", kV3},
+      {"compare", kV3, kV3},
+      {"network", kV3},
+      {"validate", ORRERY_SOURCE_DIR "/scenarios/runs/deepseek_v3.yaml"}};
+  for (std::vector<std::string> args : all) {
+    args.insert(args.end(), {"--set", "seed=1", "--set", "plan.layuot.pp=8"});
+    const Result r = orrery(args);
+    EXPECT_EQ(r.status, 2) << args[0];
+    EXPECT_EQ(r.out, "");
+    EXPECT_EQ(r.err,
+              "--set:2:6: error: unknown key 'layuot' in plan\n"
+              "  plan.layuot.pp=8\n"
+              "       ^\n"
+              "  hint: did you mean 'layout'?\n");
+  }
+  const Result network = orrery({"network", kNode, "--set", "nvlink.bandwith=*2"});
+  EXPECT_EQ(network.status, 2);
+  EXPECT_TRUE(contains(network.err, "there is no 'bandwith' in 'nvlink' to multiply"))
+      << network.err;
+}
+
+TEST_F(Cli, NetworkOfAChangedCluster) {
+  const Result r = orrery(
+      {"network", kNode, "--set", "nvlink.bandwidth=*0.5", "--set", "profile.device.name=Slow"});
+  EXPECT_EQ(r.status, 0) << r.err;
+  EXPECT_NE(r.out, orrery({"network", kNode}).out);
+}
+
+TEST_F(Cli, CompareAnswersWhatIfs) {
+  const std::vector<std::string> args = {"compare",   kV3,
+                                         "--what-if", "EP32: plan.layout.ep=32",
+                                         "--what-if", "odd: plan.layout={pp: 16, dp: 128, ep: 3}",
+                                         "--what-if", "seed=1, plan.communication_sms=8"};
+  const Result r = orrery(args);
+  EXPECT_EQ(r.status, 0) << r.err;
+  EXPECT_TRUE(contains(r.out, "\nEP32 ")) << r.out;
+  EXPECT_TRUE(contains(r.out, "\nseed=1, plan.communicati.. ")) << r.out;
+  EXPECT_TRUE(contains(r.out, "Cannot run\nodd  ep x expert_tp = 3 x 1 = 3 does not divide"))
+      << r.out;
+  EXPECT_TRUE(contains(r.err, "odd cannot run:\n--what-if:2:40: error: ep x expert_tp")) << r.err;
+  std::vector<std::string> as_json = args;
+  as_json.insert(as_json.end(), {"--json", "-", "--quiet"});
+  const json j = json::parse(orrery(as_json).out);
+  EXPECT_GT(j.at("base").at("step_time_s").get<double>(), 0);
+  ASSERT_EQ(j.at("variants").size(), 3u);
+  EXPECT_EQ(j.at("variants")[0].at("set")[0], "plan.layout.ep=32");
+  EXPECT_EQ(j.at("variants")[1].at("feasible"), false);
+  EXPECT_TRUE(j.at("variants")[1].at("report").is_null());
+
+  for (const std::vector<std::string>& wrong : std::vector<std::vector<std::string>>{
+           {"compare", kV3, "--what-if", "EP32"},
+           {"compare", kV3, kV3, "--what-if", "a: seed=1"},
+           {"compare", "--what-if", "a: seed=1"},
+           {"compare", "--what-ifs", path("none.yaml")},
+           {"compare", kV3, "--set", "plan.layout.ep=3", "--what-if", "a: seed=1"}}) {
+    const Result w = orrery(wrong);
+    EXPECT_EQ(w.status, 2) << wrong.back();
+    EXPECT_EQ(w.out, "");
+    EXPECT_NE(w.err, "");
+  }
+}
+
 TEST_F(Cli, ExplainPrintsAScenarioThatRuns) {
   const Result r = orrery({"explain", kV3, "--resolved"});
   ASSERT_EQ(r.status, 0) << r.err;

@@ -17,9 +17,12 @@ set(uncertainty_from "How sure that is")
 set(reliability_command reliability scenarios/deepseek_v3_2048_h800.yaml
     --with scenarios/reliability/h800_2048.yaml --tokens 14.8e12)
 set(goodput_command reliability --published)
+set(what_if_command compare --what-ifs scenarios/what_if/deepseek_v3.yaml)
+set(scaled_command compare scenarios/profiles/h100.yaml scenarios/profiles/h100_from_h200.yaml
+                   scenarios/profiles/h200.yaml)
 
 file(READ ${ROOT}/README.md readme)
-foreach(name run validation uncertainty reliability goodput)
+foreach(name run validation what_if scaled uncertainty reliability goodput)
   execute_process(COMMAND ${ORRERY} ${${name}_command} WORKING_DIRECTORY ${ROOT}
                   OUTPUT_VARIABLE output ERROR_QUIET COMMAND_ERROR_IS_FATAL ANY)
   if(DEFINED ${name}_from)

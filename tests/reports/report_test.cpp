@@ -376,7 +376,7 @@ TEST_F(Validate, DrawsThePricesErrors) {
               "  - {quantity: ranks.3.multiplicity, published: 128, aim: 0.1 %, source: b}\n"
               "  - {quantity: cell.overlapped.time_s, published: 100 ms, aim: 99 %, source: c}\n"
               "  - {quantity: phase.mlp_forward, published: 4 ms, aim: 99 %, source: c}\n"),
-      40);
+      {}, 40);
   const auto& rows = runs[0].rows;
   ASSERT_TRUE(rows[0].interval && rows[1].interval && rows[3].interval && rows[4].interval);
   EXPECT_FALSE(rows[2].interval);
