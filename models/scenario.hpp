@@ -25,9 +25,9 @@
 //              models/routing.hpp and models/router.hpp say what each is
 //   stragglers: [{gpu | node | share, slowdown}, {sigma}] (none); models/stragglers.hpp
 //   training: of a step that is executed (defaults); models/training.hpp
-//   search: what layouts a search may choose (defaults); reports/search/space.hpp reads it
 //   set: overrides of all that and of the files it names, [PATH=VALUE, ...] (none);
 //   sim/overrides.hpp
+//   search: what layouts a search may choose (defaults); reports/search/space.hpp reads it
 
 #include <cstdint>
 #include <memory>

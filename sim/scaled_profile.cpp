@@ -57,6 +57,7 @@ Profile scale_profile(Profile base, const Device& to, const DieChange& change) {
   const auto spread = [&](double own) { return std::hypot(own, change.spread); };
 
   for (GemmTable& table : p.gemms) {
+    if (table.derived) continue;
     const GemmModel model = scaled(table.model, change);
     for (GemmPoint& point : table.points) {
       const Gemm g = gemm_of(table, point);
@@ -71,6 +72,7 @@ Profile scale_profile(Profile base, const Device& to, const DieChange& change) {
     table.source += source;
   }
   for (AttentionTable& table : p.attention) {
+    if (table.derived) continue;
     const AttentionModel model = scaled(table.model, change);
     for (AttentionPoint& point : table.points) {
       point.seconds *= attention_skeleton_s(model, point.shape, point.sms) /

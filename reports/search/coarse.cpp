@@ -112,17 +112,13 @@ struct FlatSchedule {
   ScheduleShape shape;
   std::vector<Row> rows;
   std::vector<Entry> entries;
-  std::vector<std::vector<int>> held;     ///< stages by position
-  std::vector<std::vector<int>> holders;  ///< positions by stage
 };
 
 FlatSchedule flatten(const ScheduleShape& shape) {
   const Schedule schedule = make_schedule(shape);
   FlatSchedule flat;
   flat.shape = shape;
-  flat.held = stages_by_rank(schedule);
   const int stages = shape.stages();
-  for (int s = 0; s < stages; ++s) flat.holders.push_back(holders_of(schedule, s));
   const auto micro_batches = static_cast<std::uint32_t>(shape.micro_batches);
   std::map<std::tuple<int, ActionKind, int, int>, std::uint32_t> row_of;
   for (const ActionId& id : issue_order(schedule)) {
@@ -465,15 +461,24 @@ class CoarseRun {
         prices_(shared.prices),
         cells_(cells),
         layout_(layout),
-        schedule_(shared.schedules(schedule_shape(plan_))),
+        schedules_(shared.schedules),
         positions_(static_cast<std::size_t>(plan_.parallelism.pp)) {
     for (const StageContents& stage : plan_.stages) kinds_.push_back(cells.kind_of(stage));
+    const Schedule places{schedule_shape(plan_), {}};  // where stages live does not take actions
+    held_ = stages_by_rank(places);
+    for (std::size_t s = 0; s < plan_.stages.size(); ++s) {
+      holders_.push_back(holders_of(places, static_cast<int>(s)));
+    }
     slowdown_.assign(positions_.size(), 1.0);
     slow_down();
     hold_parameters();
   }
 
-  std::int64_t memory_peak_bytes() {
+  /// Where one micro-batch is too much already, what that takes.
+  std::int64_t memory_peak_bytes(double limit_bytes) {
+    const std::int64_t least = least_bytes();
+    if (static_cast<double>(least) > limit_bytes) return least;
+    schedule_ = schedules_(schedule_shape(plan_));
     choose_cells();
     const std::size_t n = positions_.size();
     std::vector<std::int64_t> held(n, 0);
@@ -508,6 +513,20 @@ class CoarseRun {
 
   double price_of(const Shape& shape) { return static_cast<double>(prices_(shape)); }
 
+  /// What a rank holds all the time, and one micro-batch of one stage, all of which there is
+  /// between its forward and its backward.
+  std::int64_t least_bytes() {
+    std::int64_t least = 0;
+    for (std::size_t p = 0; p < positions_.size(); ++p) {
+      for (const int s : held_[p]) {
+        const std::size_t kind = kinds_[static_cast<std::size_t>(s)];
+        const CellMap& forward = cells_.cell(ActionKind::forward, kind, kind, slowdown_[p]);
+        least = std::max(least, static_bytes_[p] + forward.memory_net_bytes);
+      }
+    }
+    return least;
+  }
+
   void slow_down() {
     const std::vector<double> of_gpu = slowdowns(scenario_.stragglers, layout_.world(),
                                                  scenario_.cluster.gpus_per_node, scenario_.seed);
@@ -519,14 +538,13 @@ class CoarseRun {
   }
 
   void hold_parameters() {
-    for (const std::vector<int>& stages : schedule_->held) {
+    for (const std::vector<int>& stages : held_) {
       std::vector<HeldStage> held;
       std::int64_t transient = 0;
       for (const int s : stages) {
         const auto stage = static_cast<std::size_t>(s);
         const CellSet::Stage& kind = cells_.stage(kinds_[stage]);
-        held.push_back(
-            {kind.parameters, static_cast<std::int64_t>(schedule_->holders[stage].size())});
+        held.push_back({kind.parameters, static_cast<std::int64_t>(holders_[stage].size())});
         transient = std::max(transient, kind.transient_bytes);
       }
       elements_.push_back(rank_elements(plan_, layout_, held));
@@ -659,7 +677,7 @@ class CoarseRun {
     const std::size_t stages = plan_.stages.size();
     for (std::size_t s = 0; s < stages; ++s) {
       run_collectives(
-          gradient_reductions(plan_, layout_, parameters_of(s), schedule_->holders[s]),
+          gradient_reductions(plan_, layout_, parameters_of(s), holders_[s]),
           [&](int p) { return gradients_ready_[static_cast<std::size_t>(p) * stages + s]; });
     }
     for (std::size_t p = 0; p < n; ++p) run_local(p, gradient_norm_shape(elements_[p]), 0);
@@ -677,7 +695,7 @@ class CoarseRun {
       run_local(p, adamw_shape(plan_, elements_[p]), std::max(reduced, positions_[p].storage));
     }
     for (std::size_t s = 0; s < stages; ++s) {
-      run_collectives(parameter_gathers(plan_, layout_, parameters_of(s), schedule_->holders[s]),
+      run_collectives(parameter_gathers(plan_, layout_, parameters_of(s), holders_[s]),
                       [](int) { return 0.0; });
     }
   }
@@ -720,10 +738,13 @@ class CoarseRun {
   PriceCache& prices_;
   CellSet& cells_;
   const Layout& layout_;
-  std::shared_ptr<const FlatSchedule> schedule_;
-  std::vector<std::size_t> kinds_;  ///< by stage
-  std::vector<Rank> ranks_;         ///< by row of the schedule
-  std::vector<double> slowdown_;    ///< by position, as all that follow
+  ScheduleCache& schedules_;
+  std::shared_ptr<const FlatSchedule> schedule_;  ///< once memory has not ruled the plan out
+  std::vector<std::vector<int>> held_;            ///< stages by position
+  std::vector<std::vector<int>> holders_;         ///< positions by stage
+  std::vector<std::size_t> kinds_;                ///< by stage
+  std::vector<Rank> ranks_;                       ///< by row of the schedule
+  std::vector<double> slowdown_;                  ///< by position, as all that follow
   std::vector<RankElements> elements_;
   std::vector<std::int64_t> static_bytes_;
   std::vector<Position> positions_;
@@ -756,7 +777,7 @@ std::vector<CoarseStep> CoarseModel::evaluate(std::span<const Candidate> candida
     }
     CoarseRun run(*shared_, *cells, candidate, layout);
     CoarseStep step;
-    step.memory_peak_bytes = run.memory_peak_bytes();
+    step.memory_peak_bytes = run.memory_peak_bytes(memory_limit_bytes);
     if (static_cast<double>(step.memory_peak_bytes) <= memory_limit_bytes) run.time(step);
     steps.push_back(step);
   }

@@ -5,6 +5,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <string>
 
 #include "sim/kernel_prices.hpp"
@@ -165,6 +166,25 @@ TEST_F(ScaledProfile, TheSameDieGivesTheSamePrices) {
     for (const int sms : {0, 60})
       EXPECT_EQ(price_gemm(g, sms, p).time_ps, price_gemm(g, sms, base).time_ps);
   }
+}
+
+TEST_F(ScaledProfile, WhatTheBaseOnlyCarriesOverIsCarriedOn) {
+  const std::string table =
+      "inputs: fp8_block, pass: forward, spread: 0.03, derived: true, source: elsewhere,\n"
+      "     model: {tiles: [[128, 128]], sm_rate: 5 TFLOP/s, sm_operand_rate: 1 TB/s,\n"
+      "             tile_overhead: 0.5 us, launch: 3 us, memory_bandwidth: 3 TB/s},\n"
+      "     points: [[1, 128, 12800, 8192, 100, 77]]}\n";
+  std::ifstream in(folder_ / "base.yaml");
+  std::string text{std::istreambuf_iterator<char>(in), {}};
+  text.replace(text.find("attention:"), 0, "  - {id: carried, " + table);
+  std::ofstream(folder_ / "base.yaml") << text;
+  const Profile p = read("");
+  problems_.throw_if_any();
+  Gemm g = kBytes;
+  g.inputs = NumberFormat::fp8_block;
+  EXPECT_NEAR(priced(g, p), 77e-6, 2e-12);
+  EXPECT_EQ(price_gemm(g, 0, p).note, "carried");
+  EXPECT_EQ(price_gemm(g, 0, p).source, PriceSource::derived);
 }
 
 TEST_F(ScaledProfile, ItsOwnTablesComeFirst) {
