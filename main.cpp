@@ -857,7 +857,7 @@ int main_of(int argc, char** argv) {
   search_verb->add_flag("--fresh", options.fresh, "give up what the store has")->needs("--store");
   search_verb->add_option("--top", options.search.best, "layouts to rank (10)")
       ->check(CLI::Range(1, 1000));
-  search_verb->add_option("--full", options.search.full, "full simulations at most (64, or twice --top)")
+  search_verb->add_option("--full", options.search.full, "full simulations at most (1000)")
       ->check(CLI::Range(1, 1'000'000));
   search_verb
       ->add_option("--memory-share", options.search.memory_share,
@@ -1055,12 +1055,7 @@ int main_of(int argc, char** argv) {
   if (*run_verb) return run(options);
   if (*explain_verb) return explain_scenario(options);
   if (*compare_verb) return compare_scenarios(options);
-  if (*search_verb) {
-    if (search_verb->count("--full") == 0) {
-      options.search.full = std::max(options.search.full, 2 * options.search.best);
-    }
-    return search_layouts(options);
-  }
+  if (*search_verb) return search_layouts(options);
   if (*reliability_verb) return ask_about_goodput(options);
   if (*network_verb) return ask_about_network(options);
   if (*calibrate_verb) return calibrate_something(options);

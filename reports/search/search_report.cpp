@@ -407,11 +407,13 @@ std::string to_json(const Answer& answer, const AskedQuestion& asked, const Scen
 
 std::string progress_text(const SearchProgress& p) {
   const bool coarse = p.fidelity == Fidelity::coarse;
-  std::string text =
-      fmt::format("{} {} of {}{}, {:.{}f} a second on {} thread{}", coarse ? "coarse" : "simulated",
-                  p.done, coarse ? "" : "at most ", p.of, p.per_s, p.per_s < 100 ? 1 : 0, p.threads,
-                  p.threads == 1 ? "" : "s");
-  if (p.per_s > 0 && p.of > p.done) {
+  std::string text = p.gpus > 0 ? fmt::format("{} GPUs: ", p.gpus) : "";
+  text +=
+      coarse ? fmt::format("coarse {} of {}", p.done, p.of) : fmt::format("simulated {}", p.done);
+  text += fmt::format(", {:.{}f} a second on {} thread{}", p.per_s, p.per_s < 100 ? 1 : 0,
+                      p.threads, p.threads == 1 ? "" : "s");
+  // How many will be simulated, the results decide.
+  if (coarse && p.per_s > 0 && p.of > p.done) {
     text += fmt::format(", {} left", format_seconds(static_cast<double>(p.of - p.done) / p.per_s));
   }
   return text;

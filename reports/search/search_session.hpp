@@ -38,7 +38,7 @@ struct SearchProgress {
   std::int64_t gpus = 0;  ///< of the size that is searched; 0: of all
   Fidelity fidelity{};
   std::size_t done = 0;  ///< of this fidelity, what the store had included
-  std::size_t of = 0;    ///< coarse: all candidates; full: so many at most
+  std::size_t of = 0;    ///< coarse: all candidates; full: no more than that
   double per_s = 0;      ///< evaluations computed, over the time of this fidelity so far
   int threads = 0;       ///< of all ranks that have come
 };
