@@ -102,7 +102,7 @@ void collect(const Scenario& scenario, const Lowered& lowered, Trained& trained)
 
 }  // namespace
 
-Trained train_small(const Scenario& scenario, int steps) {
+Trained train_small(const Scenario& scenario, int steps, const SmallRanks& small) {
   const Program program = build_step(scenario, {.all_ranks = true});
   const auto ranks = static_cast<int>(scenario.plan.parallelism.world());
   const Tokens tokens = [&](std::int64_t step, std::int64_t sequence) {
@@ -119,8 +119,8 @@ Trained train_small(const Scenario& scenario, int steps) {
   std::mutex mutex;
   run_in_process(ranks, std::chrono::minutes(2), [&](Transport& transport) {
     const auto r = static_cast<std::size_t>(transport.rank());
-    const std::unique_ptr<kernels::Device> device = kernels::open_cpu_device(1);
-    Execution execution(scenario, program, RankId(r), *device, &transport);
+    const std::unique_ptr<kernels::Device> device = small.open_device();
+    Execution execution(scenario, program, RankId(r), *device, &transport, small.nccl);
     for (int s = 0; s < rounds; ++s) {
       const RankStep step = steps == 0 ? execution.gradients(s, tokens) : execution.step(s, tokens);
       const std::lock_guard lock(mutex);

@@ -1,0 +1,75 @@
+#include "calibrate/execute/watch.hpp"
+
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "calibrate/transport/transport.hpp"
+
+namespace orrery {
+
+void Watch::begin() {
+  enqueued_.clear();
+  first_ = 0;
+  begun_ = false;
+}
+
+void Watch::add(OpId op, kernels::EventHandle begun, kernels::EventHandle ended,
+                bool communicates) {
+  enqueued_.push_back({op, begun, ended, communicates});
+}
+
+/// Whether something has ended.
+bool Watch::advance() {
+  const std::size_t before = first_;
+  while (first_ < enqueued_.size() && device_.reached(enqueued_[first_].ended)) ++first_;
+  return first_ != before;
+}
+
+bool Watch::all_done() {
+  advance();
+  return first_ == enqueued_.size();
+}
+
+void Watch::look() {
+  if (advance()) begun_ = false;
+  if (first_ == enqueued_.size()) {
+    transport_.check({}, "waiting");
+    return;
+  }
+  // What comes before an op in id order never waits for it, so the first one is the one to time.
+  const Enqueued& first = enqueued_[first_];
+  std::vector<int> peers;
+  if (first.communicates) {
+    for (const StreamId stream : program_.streams_of(first.op)) {
+      if (rank_of(stream) != rank_) peers.push_back(static_cast<int>(rank_of(stream).value));
+    }
+  }
+  transport_.check(peers, [&] { return program_.name(first.op); });
+  if (!first.communicates || !device_.reached(first.begun)) return;
+  const auto now = Clock::now();
+  if (!begun_) since_ = now;
+  begun_ = true;
+  if (now - since_ > transport_.timeout()) time_out(first.op);
+}
+
+/// Who waits says for what. A rank that hangs says nothing; one whose device hangs is at an op that
+/// all others have behind them, or are waiting in.
+void Watch::time_out(OpId op) {
+  const auto name = [&] { return program_.name(op); };
+  const std::vector<std::uint64_t> at = transport_.roll_call(op.value, name);
+  const auto least = std::min_element(at.begin(), at.end());
+  std::string why = fmt::format("{}: not done within {:.3g} s", name(),
+                                std::chrono::duration<double>(transport_.timeout()).count());
+  if (*least < op.value) {
+    why += fmt::format("; rank {} is still in {}", least - at.begin(),
+                       program_.name(OpId(static_cast<std::size_t>(*least))));
+  } else {
+    why += ", and all ranks are in it or wait for it";
+  }
+  transport_.abort(why);
+  throw std::runtime_error(fmt::format("rank {}: {}", rank_.value, why));
+}
+
+}  // namespace orrery
