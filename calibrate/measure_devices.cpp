@@ -98,10 +98,10 @@ std::byte* DeviceOperations::next_buffer() {
 
 RunSpan DeviceOperations::run() {
   since_ = Clock::now();
-  device_.record(stream_, begin_);
-  enqueue();
-  device_.record(stream_, end_);
   try {
+    device_.record(stream_, begin_);
+    enqueue();
+    device_.record(stream_, end_);
     while (!device_.reached(end_)) {
       look("an operation");
       communicator_->check();

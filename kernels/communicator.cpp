@@ -133,9 +133,8 @@ std::string Nccl::name() const {
 Nccl::Id Nccl::make_id() const {
   nccl::UniqueId made{};
   if (const nccl::Result result = functions_->ncclGetUniqueId(&made); result != nccl::success) {
-    throw std::runtime_error(std::string("ncclGetUniqueId: ") +
-                             functions_->ncclGetErrorString(result) + ": " +
-                             functions_->ncclGetLastError(nullptr));
+    throw NcclError(std::string("ncclGetUniqueId: ") + functions_->ncclGetErrorString(result) +
+                    ": " + functions_->ncclGetLastError(nullptr));
   }
   Id id;
   static_assert(sizeof id == sizeof made);
@@ -148,7 +147,7 @@ Communicator::Communicator(std::shared_ptr<const Nccl> nccl, Device& device, Str
     : nccl_(std::move(nccl)), device_(device), stream_(stream), options_(std::move(options)) {
   // NCCL takes the GPU that is the thread's current one, which this makes it.
   if (device_.native_stream(stream_) == nullptr) {
-    throw std::runtime_error(device_.name() + " has no streams that NCCL knows");
+    throw NcclError(device_.name() + " has no streams that NCCL knows");
   }
   nccl::UniqueId id{};
   std::memcpy(&id, options_.id.data(), sizeof id);

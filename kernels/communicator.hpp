@@ -26,6 +26,7 @@
 #include <functional>
 #include <memory>
 #include <span>
+#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -39,6 +40,12 @@ namespace orrery::kernels {
 enum class ElementType : std::uint8_t { fp32, bf16, fp64 };
 std::size_t bytes_of(ElementType type);
 std::string_view name_of(ElementType type);
+
+/// NCCL's own words.
+class NcclError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
 
 struct NcclFunctions;  // kernels/nccl_abi.hpp
 
@@ -86,7 +93,7 @@ struct CommunicatorOptions {
 
 /// Calls enqueue behind what is in the stream, and return when NCCL has taken them, not when they
 /// are done. Memory is of the stream's device. Of all members, the same calls in the same order.
-/// Errors are std::runtime_error with NCCL's words; the communicator is then to be aborted.
+/// After an NcclError, or one of while_waiting, the communicator is to be aborted.
 class Communicator {
  public:
   /// Returns when all members are there. `device` outlives it.

@@ -120,6 +120,7 @@ DeviceCommunication::DeviceCommunication(Transport& transport, kernels::Device& 
   for (const LoweredOp& op : lowered.ops) {
     if (!op.communication) continue;
     open(op, share);
+    talks_[op.op.value] = device_.create_event();
     const Communication& c = *op.communication;
     if (c.route == nullptr) continue;
     room_of(op);
@@ -162,7 +163,8 @@ kernels::StreamHandle DeviceCommunication::stream_of(const LoweredOp& op) const 
   return streams_[static_cast<std::size_t>(op.streams.front())];
 }
 
-Communicator& DeviceCommunication::communicator_of(const LoweredOp& op) const {
+Communicator& DeviceCommunication::communicator_of(const LoweredOp& op) {
+  device_.record(stream_of(op), talks_.at(op.op.value));
   const auto on = program_.streams_of(op.op);
   return *communicators_.at({on.begin(), on.end()});
 }
@@ -170,15 +172,19 @@ Communicator& DeviceCommunication::communicator_of(const LoweredOp& op) const {
 void DeviceCommunication::check() {
   try {
     for (const auto& [streams, communicator] : communicators_) communicator->check();
-  } catch (const std::runtime_error&) {
-    // NCCL knows that a rank is gone, not which; who has failed says so itself, if it still can.
-    constexpr auto kPatience = std::chrono::seconds(1);
-    const auto until = std::chrono::steady_clock::now() + kPatience;
-    while (std::chrono::steady_clock::now() < until) {
-      transport_.check({}, "communication of devices");
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    }
+  } catch (const kernels::NcclError&) {
+    ask_who_failed();
     throw;
+  }
+}
+
+/// NCCL knows that a rank is gone, not which; who has failed says so itself, if it still can.
+void DeviceCommunication::ask_who_failed() {
+  constexpr auto kPatience = std::chrono::seconds(1);
+  const auto until = std::chrono::steady_clock::now() + kPatience;
+  while (std::chrono::steady_clock::now() < until) {
+    transport_.check({}, "communication of devices");
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
 }
 
@@ -186,7 +192,26 @@ void DeviceCommunication::abort() {
   for (const auto& [streams, communicator] : communicators_) communicator->abort();
 }
 
-void DeviceCommunication::enqueue(const LoweredOp& op, std::int64_t step) {
+kernels::EventHandle DeviceCommunication::enqueue(const LoweredOp& op, std::int64_t step) {
+  try {
+    switch (op.communication->kind) {
+      case Kind::dispatch:
+        dispatch(op, step);
+        break;
+      case Kind::combine:
+        combine(op);
+        break;
+      default:
+        transfer_or_collective(op);
+    }
+  } catch (const kernels::NcclError&) {
+    ask_who_failed();
+    throw;
+  }
+  return talks_.at(op.op.value);
+}
+
+void DeviceCommunication::transfer_or_collective(const LoweredOp& op) {
   const Communication& c = *op.communication;
   Communicator& with = communicator_of(op);
   // A transfer's communicator has two members; the sender is the first.
@@ -200,7 +225,8 @@ void DeviceCommunication::enqueue(const LoweredOp& op, std::int64_t step) {
       return with.exchange({}, {&piece, 1});
     }
     case Kind::all_reduce:
-      bytes_of(c.out);
+      ORRERY_CHECK(c.out.pitch == c.out.columns || c.out.rows == 1, "{} with gaps",
+                   program_.name(op.op));
       return with.all_reduce(element_type(c.out.format), c.out.data, elements_of(c.out));
     case Kind::reduce_scatter:
       ORRERY_CHECK(bytes_of(c.in) == bytes_of(c.out) * c.members.size(), "{}: {} of {} bytes",
@@ -213,10 +239,8 @@ void DeviceCommunication::enqueue(const LoweredOp& op, std::int64_t step) {
       return with.all_gather(c.in.data, c.out.data, bytes_of(c.in));
     case Kind::sum_of_squares:
       return with.all_reduce(kernels::ElementType::fp64, c.value, 1);
-    case Kind::dispatch:
-      return dispatch(op, step);
-    case Kind::combine:
-      return combine(op);
+    default:
+      ORRERY_CHECK(false, "{} is an exchange", program_.name(op.op));
   }
 }
 

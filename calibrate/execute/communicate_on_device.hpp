@@ -38,8 +38,9 @@ class DeviceCommunication {
                       const std::vector<kernels::StreamHandle>& streams);
   ~DeviceCommunication();
 
-  /// Enqueues the op's communication. May wait, looking at the watch; throws what that throws.
-  void enqueue(const LoweredOp& op, std::int64_t step);
+  /// Enqueues the op's communication, and an event ahead of what waits for other ranks, which it
+  /// returns. May wait, looking at the watch; throws what that throws.
+  kernels::EventHandle enqueue(const LoweredOp& op, std::int64_t step);
   /// Throws what went wrong on a communicator.
   void check();
   /// Nothing that is enqueued waits for other ranks any more.
@@ -61,12 +62,15 @@ class DeviceCommunication {
   };
 
   void open(const LoweredOp& op, int max_ctas);
+  void ask_who_failed();
   Room room_of(const LoweredOp& op);
   void find_route(const LoweredOp& op, std::int64_t step);
+  void transfer_or_collective(const LoweredOp& op);
   void dispatch(const LoweredOp& op, std::int64_t step);
   void combine(const LoweredOp& op);
   kernels::StreamHandle stream_of(const LoweredOp& op) const;
-  kernels::Communicator& communicator_of(const LoweredOp& op) const;
+  /// For what the op waits for others in: from here on it talks.
+  kernels::Communicator& communicator_of(const LoweredOp& op);
 
   Transport& transport_;
   kernels::Device& device_;
@@ -80,6 +84,7 @@ class DeviceCommunication {
   std::map<std::vector<StreamId>, std::unique_ptr<kernels::Communicator>> communicators_;
   std::unordered_map<const ExchangeRoute*, RouteRows> routes_;
   std::unordered_map<std::uint64_t, kernels::EventHandle> routed_;  ///< by op: the choice is made
+  std::unordered_map<std::uint64_t, kernels::EventHandle> talks_;   ///< by op
 };
 
 }  // namespace orrery

@@ -132,8 +132,9 @@ void Execution::enqueue(const LoweredOp& op, std::int64_t number) {
   device_.record(stream, events.begin);
   const int sms = program_.shapes()[program_.shape(op.op)].sms;
   for (const kernels::Call& call : op.calls) device_.enqueue(stream, call, sms);
+  std::optional<kernels::EventHandle> talks;
   if (op.communication && communication_) {
-    communication_->enqueue(op, number);
+    talks = communication_->enqueue(op, number);
   } else if (op.communication) {
     device_.enqueue_host(stream, [this, &op, number] {
       communicate(*op.communication, *transport_, number, op.op, program_);
@@ -141,7 +142,7 @@ void Execution::enqueue(const LoweredOp& op, std::int64_t number) {
   }
   for (const kernels::Call& call : op.then) device_.enqueue(stream, call, sms);
   device_.record(stream, events.end);
-  if (watch_) watch_->add(op.op, events.begin, events.end, op.communication.has_value());
+  if (watch_) watch_->add(op.op, talks, events.end);
   for (std::size_t i = 1; i < op.streams.size(); ++i) {
     device_.wait(stream_of_kind(op.streams[i]), events.end);
   }

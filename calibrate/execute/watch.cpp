@@ -12,12 +12,11 @@ namespace orrery {
 void Watch::begin() {
   enqueued_.clear();
   first_ = 0;
-  begun_ = false;
+  timed_ = false;
 }
 
-void Watch::add(OpId op, kernels::EventHandle begun, kernels::EventHandle ended,
-                bool communicates) {
-  enqueued_.push_back({op, begun, ended, communicates});
+void Watch::add(OpId op, std::optional<kernels::EventHandle> talks, kernels::EventHandle ended) {
+  enqueued_.push_back({op, talks, ended});
 }
 
 /// Whether something has ended.
@@ -33,7 +32,7 @@ bool Watch::all_done() {
 }
 
 void Watch::look() {
-  if (advance()) begun_ = false;
+  if (advance()) timed_ = false;
   if (first_ == enqueued_.size()) {
     transport_.check({}, "waiting");
     return;
@@ -41,21 +40,21 @@ void Watch::look() {
   // What comes before an op in id order never waits for it, so the first one is the one to time.
   const Enqueued& first = enqueued_[first_];
   std::vector<int> peers;
-  if (first.communicates) {
+  if (first.talks) {
     for (const StreamId stream : program_.streams_of(first.op)) {
       if (rank_of(stream) != rank_) peers.push_back(static_cast<int>(rank_of(stream).value));
     }
   }
   transport_.check(peers, [&] { return program_.name(first.op); });
-  if (!first.communicates || !device_.reached(first.begun)) return;
+  if (!first.talks || !device_.reached(*first.talks)) return;
   const auto now = Clock::now();
-  if (!begun_) since_ = now;
-  begun_ = true;
+  if (!timed_) since_ = now;
+  timed_ = true;
   if (now - since_ > transport_.timeout()) time_out(first.op);
 }
 
-/// Who waits says for what. A rank that hangs says nothing; one whose device hangs is at an op that
-/// all others have behind them, or are waiting in.
+/// Who waits says for what. A rank that hangs says nothing, nor does one whose device does before
+/// it talks; one whose device hangs behind that is at an op that all others have behind them.
 void Watch::time_out(OpId op) {
   const auto name = [&] { return program_.name(op); };
   const std::vector<std::uint64_t> at = transport_.roll_call(op.value, name);

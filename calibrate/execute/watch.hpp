@@ -3,6 +3,7 @@
 // seen by this one, which would wait for ever.
 
 #include <chrono>
+#include <optional>
 #include <vector>
 
 #include "kernels/device.hpp"
@@ -12,8 +13,8 @@ namespace orrery {
 
 class Transport;
 
-/// How far one rank's device has come in a step. An op that talks to other ranks and has begun may
-/// take as long as a wait of the Transport.
+/// How far one rank's device has come in a step. An op that talks to other ranks, and whose own
+/// part before that is done, may take as long as a wait of the Transport.
 class Watch {
  public:
   Watch(Transport& transport, const kernels::Device& device, const Program& program, RankId rank)
@@ -21,8 +22,9 @@ class Watch {
 
   /// A new step: nothing is enqueued.
   void begin();
-  /// Enqueued, its events recorded; in id order. `communicates`: with other ranks.
-  void add(OpId op, kernels::EventHandle begun, kernels::EventHandle ended, bool communicates);
+  /// Enqueued, its events recorded; in id order. `talks`: when it begins to talk to other ranks, if
+  /// it does.
+  void add(OpId op, std::optional<kernels::EventHandle> talks, kernels::EventHandle ended);
   /// To be called again and again while waiting. Throws TransportError if a rank has failed, or one
   /// that is waited for has left; and std::runtime_error where nothing has come for too long, with
   /// the rank to look at: the one that does not answer, or that has not come as far as all others.
@@ -32,8 +34,8 @@ class Watch {
  private:
   struct Enqueued {
     OpId op;
-    kernels::EventHandle begun, ended;
-    bool communicates = false;
+    std::optional<kernels::EventHandle> talks;
+    kernels::EventHandle ended;
   };
   using Clock = std::chrono::steady_clock;
   bool advance();
@@ -45,7 +47,7 @@ class Watch {
   RankId rank_;
   std::vector<Enqueued> enqueued_;
   std::size_t first_ = 0;  ///< that has not ended
-  bool begun_ = false;     ///< it has, and is timed
+  bool timed_ = false;     ///< since it talks
   Clock::time_point since_;
 };
 

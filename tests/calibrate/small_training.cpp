@@ -114,6 +114,9 @@ Trained train_small(const Scenario& scenario, int steps, const SmallRanks& small
   trained.mtp_losses.assign(static_cast<std::size_t>(rounds), 0);
   trained.gradient_norms.assign(static_cast<std::size_t>(rounds), 0);
   std::vector<std::vector<OpTimes>> times(static_cast<std::size_t>(ranks));
+  // By step and rank: added up in the order of ranks, not in that in which they come.
+  std::vector<std::vector<RankStep>> all(
+      static_cast<std::size_t>(rounds), std::vector<RankStep>(static_cast<std::size_t>(ranks)));
   const double batch_tokens = static_cast<double>(scenario.plan.global_batch_sequences) *
                               static_cast<double>(scenario.plan.sequence_length);
   std::mutex mutex;
@@ -122,20 +125,23 @@ Trained train_small(const Scenario& scenario, int steps, const SmallRanks& small
     const std::unique_ptr<kernels::Device> device = small.open_device();
     Execution execution(scenario, program, RankId(r), *device, &transport, small.nccl);
     for (int s = 0; s < rounds; ++s) {
-      const RankStep step = steps == 0 ? execution.gradients(s, tokens) : execution.step(s, tokens);
-      const std::lock_guard lock(mutex);
-      const auto at = static_cast<std::size_t>(s);
-      // Tensor-parallel ranks all have the loss.
-      const double share = 1 / (batch_tokens * static_cast<double>(scenario.plan.parallelism.tp));
-      trained.losses[at] += share * step.loss_sum;
-      trained.mtp_losses[at] += share * step.mtp_loss_sum;
-      trained.gradient_norms[at] = step.gradient_norm;
+      RankStep& step = all[static_cast<std::size_t>(s)][r];
+      step = steps == 0 ? execution.gradients(s, tokens) : execution.step(s, tokens);
       times[r] = step.times;
     }
     const std::lock_guard lock(mutex);
     trained.reuse_waits += execution.lowered().reuse_waits;
     if (steps == 0) collect(scenario, execution.lowered(), trained);
   });
+  // Tensor-parallel ranks all have the loss.
+  const double share = 1 / (batch_tokens * static_cast<double>(scenario.plan.parallelism.tp));
+  for (std::size_t s = 0; s < all.size(); ++s) {
+    for (const RankStep& step : all[s]) {
+      trained.losses[s] += share * step.loss_sum;
+      trained.mtp_losses[s] += share * step.mtp_loss_sum;
+      trained.gradient_norms[s] = step.gradient_norm;
+    }
+  }
   trained.timeline = merge_times(program, times);
   return trained;
 }

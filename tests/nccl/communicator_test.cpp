@@ -6,7 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <chrono>
-#include <cstring>
+#include <cmath>
 #include <numeric>
 #include <thread>
 
@@ -69,7 +69,7 @@ TEST_P(Members, AllHaveTheSumOfAll) {
       std::vector<std::uint16_t> halves(elements);
       for (std::size_t i = 0; i < elements; ++i) {
         floats[i] = value(m.transport.rank(), i);
-        doubles[i] = 1e-300 * value(m.transport.rank(), i);  // no float holds it
+        doubles[i] = std::ldexp(double{value(m.transport.rank(), i)}, -1000);  // no float holds it
         halves[i] = kernels::bf16_of(floats[i]);
       }
       m.all->all_reduce(ElementType::fp32, floats.data(), elements);
@@ -78,7 +78,7 @@ TEST_P(Members, AllHaveTheSumOfAll) {
       m.device.synchronize();
       for (std::size_t i = 0; i < elements; ++i) {
         ASSERT_EQ(floats[i], sum_at(ranks, i)) << i;
-        ASSERT_DOUBLE_EQ(doubles[i], 1e-300 * sum_at(ranks, i)) << i;
+        ASSERT_EQ(doubles[i], std::ldexp(double{sum_at(ranks, i)}, -1000)) << i;
         ASSERT_EQ(kernels::float_of_bf16(halves[i]), sum_at(ranks, i)) << i;
       }
     }
@@ -180,7 +180,7 @@ TEST(Communicators, MembersThatCallDifferentThingsGetAnError) {
     run();
     FAIL() << "no error";
   } catch (const std::runtime_error& error) {
-    EXPECT_THAT(error.what(), HasSubstr("NCCL: on its way: "));
+    EXPECT_THAT(error.what(), HasSubstr("do different things"));
   }
 }
 

@@ -141,11 +141,17 @@ class Disturbed final : public HostStreamDevice {
   int calls_ = 0;
 };
 
+constexpr const char* kExperts = "layout: {dp: 4, ep: 4}";
+constexpr const char* kPipeline = "layout: {pp: 4, dp: 1}";
+constexpr int kInTheMiddle = 100;  // of a rank's calls, some hundreds a step
+
 /// What each of four ranks threw while rank 2's device did this in front of its calls.
 std::vector<std::string> errors_of(const char* plan, std::chrono::nanoseconds timeout,
                                    const std::function<void(int, Transport&)>& on_rank_2,
                                    int steps_of_rank_2 = 3) {
-  const Scenario scenario = small_scenario(kTinyDeepSeek, "\n  " + std::string(plan) + R"(
+  const bool experts = plan == std::string_view(kExperts);
+  const Scenario scenario =
+      small_scenario(experts ? kTinyDeepSeek : kTinyLlama, "\n  " + std::string(plan) + R"(
   schedule: 1f1b
   sequence_length: 16
   micro_batch: 1
@@ -178,10 +184,6 @@ std::vector<std::string> errors_of(const char* plan, std::chrono::nanoseconds ti
   for (std::thread& thread : threads) thread.join();
   return errors;
 }
-
-constexpr const char* kExperts = "layout: {dp: 4, ep: 4}";
-constexpr const char* kPipeline = "layout: {pp: 4, dp: 1}";
-constexpr int kInTheMiddle = 100;  // of a rank's calls, some hundreds a step
 
 // At once, not when a minute is over; and in its own words on all ranks.
 TEST(Failures, ARankThatThrowsEndsAllAtOnce) {

@@ -64,6 +64,7 @@ struct Comm {
   std::string file;
   std::atomic<int> state{in_progress};
   std::atomic<bool> abort = false;
+  std::atomic<bool> finalizing = false;
   std::atomic<int> enqueued = 0;  ///< and not done
   std::thread joining;
   std::string error;
@@ -121,7 +122,7 @@ void move_all(Comm& comm, std::vector<Message>& messages) {
       std::reverse(lanes.back().begin(), lanes.back().end());
     }
   }
-  while (comm.state == success) {
+  for (int idle = 0; comm.state == success;) {
     bool moved = false;
     bool left = false;
     for (auto& lane : lanes) {
@@ -135,7 +136,12 @@ void move_all(Comm& comm, std::vector<Message>& messages) {
     if (!left) return;
     if (comm.abort) return fail(comm, remote_error, "aborted");
     if (comm.shared->aborted > 0) return fail(comm, remote_error, "a member has aborted");
-    if (!moved) std::this_thread::yield();
+    idle = moved ? 0 : idle + 1;
+    if (idle > 100) {
+      std::this_thread::sleep_for(std::chrono::microseconds(20));
+    } else if (idle > 0) {
+      std::this_thread::yield();
+    }
   }
 }
 
@@ -282,7 +288,8 @@ Result ncclCommInitRankConfig(void** made, int ranks, UniqueId id, int rank, Con
 }
 
 Result ncclCommFinalize(void* comm) {
-  return at(comm).enqueued == 0 ? success : in_progress;
+  at(comm).finalizing = true;
+  return in_progress;
 }
 
 Result ncclCommDestroy(void* comm) {
@@ -301,6 +308,7 @@ Result ncclCommAbort(void* comm) {
 
 Result ncclCommGetAsyncError(void* comm, Result* error) {
   *error = static_cast<Result>(at(comm).state.load());
+  if (*error == success && at(comm).finalizing && at(comm).enqueued > 0) *error = in_progress;
   if (*error != success && *error != in_progress) last_error = at(comm).error;
   return success;
 }
