@@ -3,7 +3,6 @@
 #include <fmt/core.h>
 
 #include <algorithm>
-#include <limits>
 
 #include "calibrate/transport/transport.hpp"
 
@@ -19,11 +18,11 @@ void Watch::add(OpId op, std::optional<kernels::EventHandle> talks, kernels::Eve
   enqueued_.push_back({op, talks, ended});
 }
 
-/// Whether something has ended.
-bool Watch::advance() {
-  const std::size_t before = first_;
-  while (first_ < enqueued_.size() && device_.reached(enqueued_[first_].ended)) ++first_;
-  return first_ != before;
+void Watch::advance() {
+  while (first_ < enqueued_.size() && device_.reached(enqueued_[first_].ended)) {
+    ++first_;
+    timed_ = false;
+  }
 }
 
 bool Watch::all_done() {
@@ -32,7 +31,7 @@ bool Watch::all_done() {
 }
 
 void Watch::look() {
-  if (advance()) timed_ = false;
+  advance();
   if (first_ == enqueued_.size()) {
     transport_.check({}, "waiting");
     return;

@@ -38,7 +38,7 @@ class Watch {
     kernels::EventHandle ended;
   };
   using Clock = std::chrono::steady_clock;
-  bool advance();
+  void advance();
   [[noreturn]] void time_out(OpId op);
 
   Transport& transport_;

@@ -52,7 +52,8 @@ class Cli : public testing::Test {
     for (std::string& arg : args) argv.push_back(arg.data());
     argv.push_back(nullptr);
     std::string path_set = "PATH=/usr/bin";
-    char* environment[] = {path_set.data(), nullptr};
+    std::string no_nccl = "ORRERY_NCCL_LIBRARY=/nowhere/libnccl.so.2";  // whatever is installed
+    char* environment[] = {path_set.data(), no_nccl.data(), nullptr};
     posix_spawn_file_actions_t actions;
     posix_spawn_file_actions_init(&actions);
     const auto to_file = [&](int descriptor, const std::string& name) {
@@ -333,6 +334,18 @@ TEST_F(Cli, RunSaysWhatCannotBeExecuted) {
   const Result gpu = orrery({"run", kTiny, "--execute", "cuda"});
   EXPECT_EQ(gpu.status, 1);
   EXPECT_TRUE(contains(gpu.err, "no GPU: ")) << gpu.err;
+  std::string text = slurp(kTiny);
+  text.replace(text.find("{dp: 1, zero: 1}"), 16, "{dp: 2, zero: 1}");
+  for (const char* folder : {": models/", ": clusters/", ": texts/"}) {
+    text.replace(text.find(folder), 2, ": " ORRERY_SOURCE_DIR "/scenarios/");
+  }
+  std::ofstream(path("two.yaml")) << text;
+  const Result two = orrery({"run", path("two.yaml"), "--execute", "cuda"});
+  EXPECT_EQ(two.status, 1);
+  EXPECT_TRUE(contains(two.err,
+                       "2 ranks with a GPU each talk over NCCL: cannot load NCCL: "
+                       "/nowhere/libnccl.so.2: "))
+      << two.err;
   EXPECT_EQ(orrery({"run", kTiny, "--steps", "3"}).status, 2);
   EXPECT_EQ(orrery({"run", kTiny, "--execute", "cpu", "--alone", "1"}).status, 1);
 }

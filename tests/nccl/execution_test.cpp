@@ -214,6 +214,16 @@ TEST(Failures, ARankWhoseDeviceHangsIsNamed) {
   }
 }
 
+// The time-out is of one wait: a step may take longer.
+TEST(Failures, ARankThatIsSlowIsWaitedFor) {
+  const auto began = std::chrono::steady_clock::now();
+  const auto errors = errors_of(kExperts, 700ms, [](int n, Transport&) {
+    if (n % 50 == 0) std::this_thread::sleep_for(100ms);
+  });
+  EXPECT_GT(std::chrono::steady_clock::now() - began, 1500ms);
+  EXPECT_EQ(errors, std::vector<std::string>(4));
+}
+
 TEST(Failures, ARankThatLeavesIsNoticedAtOnce) {
   const auto began = std::chrono::steady_clock::now();
   const auto errors = errors_of(
