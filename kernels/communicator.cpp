@@ -193,9 +193,8 @@ void Communicator::settle(int asked, const char* what) {
   }
   if (result == nccl::success) return;
   const char* const details = f.ncclGetLastError(comm_);
-  throw std::runtime_error(
-      std::string("NCCL: ") + what + ": " + f.ncclGetErrorString(result) +
-      (details == nullptr || *details == '\0' ? "" : std::string(": ") + details));
+  throw NcclError(std::string("NCCL: ") + what + ": " + f.ncclGetErrorString(result) +
+                  (details == nullptr || *details == '\0' ? "" : std::string(": ") + details));
 }
 
 void Communicator::all_reduce(ElementType type, void* buffer, std::size_t elements) {
