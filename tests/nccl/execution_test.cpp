@@ -206,7 +206,7 @@ TEST(Failures, ARankWhoseDeviceHangsIsNamed) {
   for (const char* plan : {kExperts, kPipeline}) {
     SCOPED_TRACE(plan);
     const auto errors = errors_of(plan, 1s, [](int n, Transport&) {
-      if (n == kInTheMiddle) std::this_thread::sleep_for(5s);
+      if (n == kInTheMiddle) std::this_thread::sleep_for(3s);
     });
     for (const std::size_t rank : {0, 1, 3}) {
       EXPECT_THAT(errors[rank], ContainsRegex("nothing from ranks? [013, and]*2")) << rank;
