@@ -568,7 +568,8 @@ int calibrate_device(const Options& options) {
 }
 
 /// One of the ranks whose messages are measured; the first one writes the cluster.
-void calibrate_rank(const Options& options, Transport& transport, const std::string& kind) {
+void calibrate_rank(const Options& options, Transport& transport,
+                    const std::shared_ptr<const kernels::Nccl>& nccl, const std::string& kind) {
   NetworkMeasureOptions how;
   how.limit_s = std::min(how.limit_s, options.time_limit_s);
   const bool show = !options.quiet && isatty(STDERR_FILENO) != 0;
@@ -578,16 +579,13 @@ void calibrate_rank(const Options& options, Transport& transport, const std::str
                  point.bytes, 1e6 * point.seconds.median);
     };
   }
-  LocalClusterInputs inputs;
-  inputs.points = measure_network(transport, how);
-  inputs.copy_bytes_per_s = measure_copy_rate(transport);
+  LocalClusterInputs inputs =
+      nccl != nullptr ? measure_gpus(transport, nccl, how) : measure_ranks(transport, how);
   if (transport.rank() == 0) {
-    const std::string machine = kernels::open_cpu_device()->name();
-    inputs.ranks = transport.ranks();
-    inputs.name = fmt::format("{} ranks on {}", transport.ranks(), machine);
+    inputs.name = fmt::format("{} ranks on {}", transport.ranks(), inputs.machine);
     inputs.profile = options.profile;
     inputs.provenance =
-        fmt::format("{}, {} ranks as {}; {}, orrery {}, {}", machine, transport.ranks(), kind,
+        fmt::format("{}, {} ranks as {}; {}, orrery {}, {}", inputs.machine, transport.ranks(), kind,
                     options.command, ORRERY_VERSION, today());
     Problems problems;
     const LocalCluster local = fit_local_cluster(inputs, problems);
@@ -607,20 +605,27 @@ int calibrate_ranks(const Options& options) {
   if (!std::filesystem::exists(options.profile)) {
     reject("--profile: there is no file " + options.profile);
   }
+  std::shared_ptr<const kernels::Nccl> nccl;
+  if (options.device == "cuda") {
+    auto loaded = kernels::Nccl::load();
+    if (const auto* why = std::get_if<std::string>(&loaded)) throw std::runtime_error(*why);
+    nccl = std::get<0>(loaded);
+  }
   constexpr auto kTimeout = std::chrono::minutes(2);
   if (const auto transport = open_mpi_transport(kTimeout)) {
     if (transport->ranks() != options.ranks) {
       reject(fmt::format("--ranks {}, but there are {}", options.ranks, transport->ranks()));
     }
     try {
-      calibrate_rank(options, *transport, "MPI processes");
+      calibrate_rank(options, *transport, nccl, "MPI processes");
     } catch (const std::exception& error) {
       transport->abort(error.what());
       throw;
     }
   } else {
-    run_in_process(options.ranks, kTimeout,
-                   [&](Transport& each) { calibrate_rank(options, each, "threads of a process"); });
+    run_in_process(options.ranks, kTimeout, [&](Transport& each) {
+      calibrate_rank(options, each, nccl, "threads of a process");
+    });
   }
   return 0;
 }
@@ -1027,7 +1032,7 @@ int main_of(int argc, char** argv) {
   calibrate_verb
       ->add_option("--ranks", options.ranks,
                    "measure how so many ranks on this machine talk (as `run --execute` runs them; "
-                   "under mpirun, those), and write a cluster to --out")
+                   "under mpirun, those; GPUs with --device cuda), and write a cluster to --out")
       ->check(CLI::Range(2, 64));
   calibrate_verb->add_option("--profile", options.profile, "the cluster's device, with --ranks")
       ->needs("--ranks");

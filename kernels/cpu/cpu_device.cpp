@@ -242,6 +242,11 @@ void CpuDevice::enqueue_host(StreamHandle stream, std::function<void()> work) {
   at(stream).push(std::move(work));
 }
 
+void CpuDevice::enqueue_copy_from(StreamHandle stream, void* to, const Device&, const void* from,
+                                  std::size_t bytes) {
+  at(stream).push([=] { std::memcpy(to, from, bytes); });
+}
+
 void CpuDevice::record(StreamHandle stream, EventHandle handle) {
   Event& event = at(handle);
   event.ever_recorded = true;
@@ -272,6 +277,14 @@ void CpuDevice::synchronize() {
 
 std::int64_t CpuDevice::reached_ns(EventHandle event) const {
   return events_.at(static_cast<std::size_t>(event.index)).reached_ns;
+}
+
+bool CpuDevice::reached(EventHandle event) const {
+  if (stopped_) {
+    const std::lock_guard lock(mutex_);
+    if (error_) std::rethrow_exception(error_);
+  }
+  return !events_.at(static_cast<std::size_t>(event.index)).pending;
 }
 
 void CpuDevice::flush_cache(StreamHandle stream) {

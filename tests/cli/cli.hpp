@@ -49,7 +49,8 @@ class Cli : public testing::Test {
     for (std::string& arg : args) argv.push_back(arg.data());
     argv.push_back(nullptr);
     std::string path_set = "PATH=/usr/bin";
-    char* environment[] = {path_set.data(), nullptr};
+    std::string no_nccl = "ORRERY_NCCL_LIBRARY=/nowhere/libnccl.so.2";  // whatever is installed
+    char* environment[] = {path_set.data(), no_nccl.data(), nullptr};
     posix_spawn_file_actions_t actions;
     posix_spawn_file_actions_init(&actions);
     const auto to_file = [&](int descriptor, const std::string& name) {

@@ -346,6 +346,18 @@ TEST_F(Cli, RunSaysWhatCannotBeExecuted) {
   const Result gpu = orrery({"run", kTiny, "--execute", "cuda"});
   EXPECT_EQ(gpu.status, 1);
   EXPECT_TRUE(contains(gpu.err, "no GPU: ")) << gpu.err;
+  std::string text = slurp(kTiny);
+  text.replace(text.find("{dp: 1, zero: 1}"), 16, "{dp: 2, zero: 1}");
+  for (const char* folder : {": models/", ": clusters/", ": texts/"}) {
+    text.replace(text.find(folder), 2, ": " ORRERY_SOURCE_DIR "/scenarios/");
+  }
+  std::ofstream(path("two.yaml")) << text;
+  const Result two = orrery({"run", path("two.yaml"), "--execute", "cuda"});
+  EXPECT_EQ(two.status, 1);
+  EXPECT_TRUE(contains(two.err,
+                       "2 ranks with a GPU each talk over NCCL: cannot load NCCL: "
+                       "/nowhere/libnccl.so.2: "))
+      << two.err;
   EXPECT_EQ(orrery({"run", kTiny, "--steps", "3"}).status, 2);
   EXPECT_EQ(orrery({"run", kTiny, "--execute", "cpu", "--alone", "1"}).status, 1);
 }
