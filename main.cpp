@@ -1,6 +1,6 @@
 // orrery VERB ...: one function per verb. Results go to standard output, notes and warnings to
-// standard error. Exit status: 0 fine; 2 the input is wrong; 3 validate missed an aim; 1 anything
-// else.
+// standard error. Exit status: 0 fine; 2 the input is wrong; 3 validate missed an aim; 4 nothing of
+// what a search may choose from fits; 1 anything else.
 
 #include <fmt/core.h>
 #include <unistd.h>
@@ -8,6 +8,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
+#include <csignal>
 #include <cstdlib>
 #include <ctime>
 #include <filesystem>
@@ -22,17 +23,23 @@
 #include "calibrate/local_cluster.hpp"
 #include "calibrate/measure_network.hpp"
 #include "calibrate/read_nccl.hpp"
+#include "calibrate/transport/launched.hpp"
 #include "kernels/device.hpp"
 #include "reports/compare.hpp"
 #include "reports/compare_profiles.hpp"
 #include "reports/explain.hpp"
+#include "reports/goodput.hpp"
+#include "reports/goodput_runs.hpp"
 #include "reports/joined.hpp"
 #include "reports/json.hpp"
 #include "reports/network.hpp"
 #include "reports/output.hpp"
+#include "reports/search/search_report.hpp"
+#include "reports/search/search_session.hpp"
 #include "reports/study.hpp"
 #include "reports/terminal.hpp"
 #include "reports/trace.hpp"
+#include "reports/uncertainty.hpp"
 #include "reports/validate.hpp"
 #include "reports/what_if.hpp"
 
@@ -42,6 +49,7 @@ using namespace orrery;
 
 constexpr int kWrongInput = 2;
 constexpr int kMissedAim = 3;
+constexpr int kNothingFits = 4;
 
 /// Options of all verbs.
 struct Options {
@@ -50,6 +58,7 @@ struct Options {
   std::vector<std::string> what_if;
   std::string what_ifs;  ///< a file of them
   std::string json;      // empty: none; "-": standard output
+  std::string csv;       // likewise
   bool quiet = false;
   std::string trace;
   std::vector<std::uint32_t> trace_ranks;
@@ -76,6 +85,16 @@ struct Options {
   std::optional<DeviceKind> execute;
   std::vector<std::string> calibration;  ///< scenarios whose kernels are measured
   TrainOptions training;
+  SearchOptions search;
+  AskedQuestion question;
+  std::string space;
+  std::string store;
+  bool fresh = false;
+  std::string write_best;
+  double silence_s = 30;  ///< of a rank that is taken to be lost
+  std::int64_t draws = 0;  ///< of prices' errors; 0: none
+  GoodputQuestion goodput;
+  std::string published;  ///< file of published goodput
 };
 
 bool wants_colour() {
@@ -136,11 +155,11 @@ int run(const Options& options) {
   if (options.engine == Engine::sweep && network_of(scenario, options.fidelity) == Network::flows) {
     reject("--engine sweep knows no flows", "add --network formula, or leave --engine out");
   }
-  const Study study =
-      study_step(std::move(scenario), {.all_ranks = options.all_ranks,
-                                       .network = options.fidelity,
-                                       .engine = options.engine.value_or(Engine::sweep),
-                                       .isolated = !options.json.empty()});
+  Study study = study_step(std::move(scenario), {.all_ranks = options.all_ranks,
+                                                 .network = options.fidelity,
+                                                 .engine = options.engine.value_or(Engine::sweep),
+                                                 .isolated = !options.json.empty()});
+  if (options.draws > 0) study.report.uncertainty = uncertainty(study, {.draws = options.draws});
   write_run(options, study);
   return 0;
 }
@@ -254,7 +273,9 @@ int validate_runs(Options& options) {
   }
   std::vector<Validation> validations;
   for (const std::string& file : files) {
-    for (Validation& v : validate(file, overrides(options))) validations.push_back(std::move(v));
+    for (Validation& v : validate(file, overrides(options), options.draws)) {
+      validations.push_back(std::move(v));
+    }
   }
   if (!options.json.empty()) write_file(options.json, validation_json(validations));
   if (options.json != "-") write_file("-", validation_table(validations));
@@ -263,6 +284,26 @@ int validate_runs(Options& options) {
     return std::any_of(v.rows.begin(), v.rows.end(), missed);
   });
   return options.fail_above && any ? kMissedAim : 0;
+}
+
+/// How long a run takes with failures, or what is published of such runs.
+int ask_about_goodput(Options& options) {
+  if (!options.published.empty()) {
+    if (!options.files.empty() || !options.set.empty()) {
+      reject("--published is asked without a scenario, and without --set");
+    }
+    const std::vector<GoodputRun> runs = goodput_runs(options.published);
+    if (!options.json.empty()) write_file(options.json, goodput_json(runs));
+    if (options.json != "-") write_file("-", goodput_table(runs));
+    return 0;
+  }
+  if (options.files.empty()) reject("reliability needs a scenario, or --published");
+  options.goodput.file = options.files[0];
+  options.goodput.overrides = overrides(options);
+  const Goodput answer = ask_goodput(options.goodput);
+  if (!options.json.empty()) write_file(options.json, to_json(answer));
+  if (options.json != "-") write_file("-", to_terminal(answer));
+  return 0;
 }
 
 int ask_about_network(Options& options) {
@@ -283,6 +324,105 @@ int ask_about_network(Options& options) {
   if (!options.json.empty()) write_file(options.json, to_json(answer));
   if (options.json != "-") write_file("-", to_terminal(answer));
   return 0;
+}
+
+volatile std::sig_atomic_t stop_signal = 0;
+
+/// A line that is written over, on a terminal only.
+void show_search(const SearchProgress& progress) {
+  fmt::print(stderr, "\r\x1b[K{}", progress_text(progress));
+  std::fflush(stderr);
+}
+void end_search_line(const Options& options) {
+  if (!options.quiet && isatty(STDERR_FILENO) != 0) fmt::print(stderr, "\r\x1b[K");
+}
+
+/// What was asked goes to the files and streams that were asked for; its status.
+int answer_search(const Options& options, SearchSession& session) {
+  const SearchInput& input = session.input();
+  const auto write_best = [&](const Candidate& candidate) {
+    if (options.write_best.empty()) return;
+    write_file(options.write_best, scenario_of(candidate, input.scenario, options.write_best));
+  };
+  const auto print = [&](const std::string& summary) {
+    if (options.json != "-" && options.csv != "-") write_file("-", summary);
+  };
+  if (options.question.days || options.question.gpu_hours) {
+    const QuestionOptions how = question_options(session);
+    const double tokens = options.question.tokens;
+    const Answer answer =
+        options.question.days
+            ? smallest_cluster(input.scenario, input.space, tokens, *options.question.days, how)
+            : best_for_budget(input.scenario, input.space, tokens, *options.question.gpu_hours,
+                              how);
+    end_search_line(options);
+    if (!options.json.empty()) {
+      write_file(options.json, to_json(answer, options.question, input.scenario));
+    }
+    print(to_terminal(answer, options.question, input.scenario, {.colour = wants_colour()}));
+    if (answer.met) write_best(answer.choice->layout.candidate);
+    return answer.met ? 0 : kNothingFits;
+  }
+  const Search search(input.scenario, input.space, input.options);
+  const SearchAnswer answer = find_best(session, search);
+  end_search_line(options);
+  if (!options.json.empty()) write_file(options.json, to_json(answer, search));
+  if (!options.csv.empty()) write_file(options.csv, to_csv(answer, search));
+  print(to_terminal(answer, search, {.colour = wants_colour()}));
+  if (answer.result.best.empty()) return kNothingFits;
+  write_best(answer.result.best.front().candidate);
+  return 0;
+}
+
+int search_layouts(const Options& options) {
+  const bool question = options.question.days || options.question.gpu_hours;
+  if (options.json == "-" && options.csv == "-") {
+    reject("--json and --csv cannot both go to standard output");
+  }
+  if (question && !options.csv.empty()) {
+    reject("--csv lists the candidates of a search, not of --days or --gpu-hours");
+  }
+  if (question != (options.question.tokens > 0)) {
+    reject("--tokens goes with --days (the smallest cluster) or --gpu-hours (the fastest layout)");
+  }
+  const auto launched = launched_by();
+  const auto silence = std::chrono::milliseconds(static_cast<int>(1000 * options.silence_s));
+  const auto peers = launched ? open_mpi_peers(*launched, silence) : nullptr;
+  SessionOptions how{.program = "orrery " ORRERY_VERSION,
+                     .command = options.command,
+                     .store = options.store,
+                     .fresh = options.fresh,
+                     .threads = options.threads,
+                     .peers = peers.get()};
+  const auto read = [&] {
+    return read_search(options.files[0], options.space, options.search, overrides(options));
+  };
+  if (peers != nullptr && peers->rank() > 0) {
+    serve_search(*peers, read, how);
+    return 0;
+  }
+  const SearchInput input = read();
+  print_notes(options, input.scenario);
+  if (!options.quiet) {
+    how.note = [](const std::string& text) { fmt::print(stderr, "note: {}\n", text); };
+    if (isatty(STDERR_FILENO) != 0) how.progress = show_search;
+  }
+  for (const int which : {SIGINT, SIGTERM}) {
+    std::signal(which, [](int signal) {
+      stop_signal = signal;
+      std::signal(signal, SIG_DFL);  // a second one means it
+    });
+  }
+  how.stopped = [] { return stop_signal != 0; };
+  SearchSession session(input, how);
+  try {
+    return answer_search(options, session);
+  } catch (const SearchStopped& stopped) {
+    // Now: threads may be at a simulation for a while, and a launcher may not wait for them.
+    end_search_line(options);
+    fmt::print(stderr, "orrery: {}\n", stopped.what());
+    return 128 + stop_signal;
+  }
 }
 
 int calibrate_cluster(const Options& options) {
@@ -652,6 +792,13 @@ int main_of(int argc, char** argv) {
       ->check(CLI::IsMember({"sweep", "events"}));
   run_verb->add_flag("--timing", options.timing, "also say how long the simulation took");
   execution(run_verb, "train for real, on CPU or GPU, instead of simulating");
+  const auto draws = [&](CLI::App* verb) {
+    verb->add_flag("--uncertainty{200}", options.draws,
+                   "how sure the step's time is: draws of the prices' errors (--uncertainty=500)")
+        ->check(CLI::Range(10, 1'000'000))
+        ->excludes("--execute");
+  };
+  draws(run_verb);
 
   CLI::App* explain_verb =
       app.add_subcommand("explain", "resolved scenario, counts, memory, layout, Program, prices");
@@ -688,6 +835,7 @@ int main_of(int argc, char** argv) {
   validate_verb->add_flag("--fail-above", options.fail_above, "exit 3 if an aim is missed");
   quiet(validate_verb);
   execution(validate_verb, "execute a scenario's step, on CPU or GPU, and compare the prediction");
+  draws(validate_verb);
   validate_verb
       ->add_option("--calibrate", options.calibration,
                    "scenarios whose kernels are measured first, for the prediction")
@@ -696,6 +844,97 @@ int main_of(int argc, char** argv) {
       ->add_option("--profile", options.out,
                    "profile to predict with; with --calibrate, where it is written")
       ->needs("--execute");
+
+  CLI::App* search_verb =
+      app.add_subcommand("search", "the best layouts of a scenario's model on its cluster");
+  scenario(search_verb);
+  search_verb->add_option(
+      "--space", options.space,
+      "file with what may be chosen (default: the scenario's `search:` section)");
+  search_verb->add_option(
+      "--store", options.store,
+      "SQLite file that keeps all evaluations; a search that was stopped goes on");
+  search_verb->add_flag("--fresh", options.fresh, "give up what the store has")->needs("--store");
+  search_verb->add_option("--top", options.search.best, "layouts to rank (10)")
+      ->check(CLI::Range(1, 1000));
+  search_verb->add_option("--full", options.search.full, "full simulations at most (64, or twice --top)")
+      ->check(CLI::Range(1, 1'000'000));
+  search_verb
+      ->add_option("--memory-share", options.search.memory_share,
+                   "of the device's memory that a layout may need (1)")
+      ->check(CLI::Range(0.01, 1.0));
+  const auto count = [&](const char* name, auto assign, const char* text) {
+    return search_verb
+        ->add_option_function<std::string>(
+            name, [assign](const std::string& word) { assign(*parse_count(word)); }, text)
+        ->check([](const std::string& word) {
+          const auto value = parse_count(word);
+          return value && *value > 0
+                     ? ""
+                     : fmt::format("'{}' is no number such as 60, 2.8M or 14.8T", word);
+        });
+  };
+  count(
+      "--tokens", [&](double n) { options.question.tokens = n; }, "to train, as 14.8T");
+  CLI::Option* days = count(
+      "--days", [&](double n) { options.question.days = n; },
+      "with --tokens: the smallest cluster that takes no longer");
+  count(
+      "--gpu-hours", [&](double n) { options.question.gpu_hours = n; },
+      "with --tokens: the fastest layout that takes no more, as 2.8M")
+      ->excludes(days);
+  search_verb->add_option("--threads", options.threads, "of each process (default: this machine's)")
+      ->check(CLI::Range(1, 4096));
+  search_verb
+      ->add_option("--timeout", options.silence_s,
+                   "under mpirun: seconds of silence after which a rank is lost (30)")
+      ->check(CLI::Range(0.1, 1e6));
+  search_verb->add_option("--csv", options.csv,
+                          "write all candidates as CSV to this file, - for standard output");
+  search_verb->add_option("--write-best", options.write_best,
+                          "write the best layout as a scenario to this file");
+  search_verb
+      ->add_option_function<std::string>(
+          "--network",
+          [&](const std::string& word) {
+            options.search.network = word == "flows" ? Network::flows : Network::formula;
+          },
+          "of full simulations (default: flows where the cluster has a fabric)")
+      ->check(CLI::IsMember({"formula", "flows"}));
+  set(search_verb, kSet);
+  json(search_verb);
+  quiet(search_verb);
+  CLI::App* reliability_verb =
+      app.add_subcommand("reliability", "goodput and calendar time of a run, with failures");
+  reliability_verb->add_option("scenario", options.files, "scenario file")->expected(0, 1);
+  reliability_verb->add_option("--with", options.goodput.reliability,
+                               "file of what fails (default: the scenario's reliability)");
+  const auto amount = [&](const char* name, double& value, Dimension dimension, const char* text) {
+    return reliability_verb
+        ->add_option_function<std::string>(
+            name,
+            [&value, dimension](const std::string& word) {
+              value = *parse_quantity(word, dimension);
+            },
+            text)
+        ->check([dimension](const std::string& word) {
+          std::string why;
+          const auto read = parse_quantity(word, dimension, &why);
+          if (!read) return "'" + word + "' is no amount" + (why.empty() ? "" : ": " + why);
+          return std::string(*read > 0 ? "" : "must be above zero");
+        });
+  };
+  CLI::Option* tokens = amount("--tokens", options.goodput.tokens, Dimension::scalar,
+                               "to train on, as 14.8e12: at the simulated step's rate");
+  amount("--time", options.goodput.useful_s, Dimension::seconds,
+         "of useful training instead, as \"54 days\"")
+      ->excludes(tokens);
+  reliability_verb->add_option("--trials", options.goodput.options.trials, "to simulate (1000)")
+      ->check(CLI::Range(10, 1'000'000));
+  reliability_verb->add_flag("--published{scenarios/reliability/published.yaml}", options.published,
+                             "instead: what other clusters' failures predict for published runs");
+  json(reliability_verb);
+  set(reliability_verb, kSet);
 
   CLI::App* network_verb =
       app.add_subcommand("network", "a cluster's links, or a collective on it");
@@ -816,6 +1055,13 @@ int main_of(int argc, char** argv) {
   if (*run_verb) return run(options);
   if (*explain_verb) return explain_scenario(options);
   if (*compare_verb) return compare_scenarios(options);
+  if (*search_verb) {
+    if (search_verb->count("--full") == 0) {
+      options.search.full = std::max(options.search.full, 2 * options.search.best);
+    }
+    return search_layouts(options);
+  }
+  if (*reliability_verb) return ask_about_goodput(options);
   if (*network_verb) return ask_about_network(options);
   if (*calibrate_verb) return calibrate_something(options);
   return validate_runs(options);

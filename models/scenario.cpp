@@ -11,20 +11,12 @@
 #include <system_error>
 #include <utility>
 
+#include "models/plan_rules.hpp"
+
 namespace orrery {
 namespace {
 
 namespace fs = std::filesystem;
-
-// Bounds that keep every product of a plan's numbers inside int64 and a simulation inside a
-// machine.
-constexpr std::int64_t kMaxGpus = 1 << 20;
-constexpr std::int64_t kMaxSequenceLength = std::int64_t{16} << 20;
-constexpr std::int64_t kMaxMicroBatchTokens = std::int64_t{1} << 28;
-constexpr std::int64_t kMaxGlobalBatch = std::int64_t{1} << 32;
-constexpr std::int64_t kMaxMicroBatches = 1 << 16;  // OpTag
-constexpr std::int64_t kMaxActions = 1 << 20;       // stages x micro-batches: some 2e8 operations
-constexpr std::int64_t kMaxVirtualStages = 1024;
 
 using FormatWords = std::initializer_list<std::pair<std::string_view, NumberFormat>>;
 
@@ -139,18 +131,27 @@ class PlanReader {
     const bool stage_keys_ok = without_problems([&] { read_stage_keys(); });
     reader_.finish();
 
-    layout_ok_ = layout_ok_ && cluster_ != nullptr && without_problems([&] { check_world(); });
-    if (layout_ok_) layout_ok_ = without_problems([&] { check_expert_block(); });
-    if (layout_ok_ && model_ != nullptr) check_split_of_model();
+    Parallelism& layout = plan_.parallelism;
+    layout_ok_ =
+        layout_ok_ && cluster_ != nullptr && holds(check_world(layout, dp_given_, *cluster_));
+    if (layout_ok_) note_unused_gpus();
+    if (layout_ok_) layout_ok_ = holds(check_expert_block(layout));
+    if (layout_ok_ && model_ != nullptr) {
+      report(check_split_of_model(layout, *model_));
+      note_split_of_model();
+    }
     if (layout_ok_ && plan_.parallelism.ep == 1 && !stated_load(plan_.routing)) {
       note(
           "routing changes nothing with ep 1: every GPU has all experts, and their rows together "
           "are the same");
     }
-    if (batch_ok_) batch_ok_ = without_problems([&] { check_tokens(); });
-    if (batch_ok_ && layout_ok_) batch_ok_ = without_problems([&] { check_batch(); });
-    if (batch_ok_ && layout_ok_) check_sequence_split();
-    if (batch_ok_ && layout_ok_ && schedule_ok_) check_schedule();
+    if (batch_ok_) {
+      batch_ok_ = holds(check_tokens(plan_));
+      note_positions();
+    }
+    if (batch_ok_ && layout_ok_) batch_ok_ = holds(check_batch(plan_));
+    if (batch_ok_ && layout_ok_) report(check_sequence_split(plan_));
+    if (batch_ok_ && layout_ok_ && schedule_ok_) report(check_schedule(plan_));
     if (layout_ok_ && schedule_ok_ && stage_keys_ok && model_ != nullptr) fill_stages();
     return plan_;
   }
@@ -161,6 +162,12 @@ class PlanReader {
     const std::size_t before = problems_.size();
     step();
     return problems_.size() == before;
+  }
+
+  /// Whether a rule has nothing against it; reports what it has.
+  bool holds(const WhyImpossible& reasons) {
+    report(reasons);
+    return reasons.empty();
   }
 
   void note(std::string text) { notes_.push_back(std::move(text)); }
@@ -254,14 +261,7 @@ class PlanReader {
             fmt::format("linear: {} goes with them, or an FP8 format", name_of(p.activations)));
       }
     }
-    if (device_ != nullptr && is_fp8(p.linear) && device_->fp8_flops_per_s == 0) {
-      problems_.add(
-          where(reader_, "precision"),
-          fmt::format("{} has no FP8 arithmetic, which the linear layers of this precision "
-                      "need",
-                      device_->name),
-          "precision: bf16 would run");
-    }
+    if (device_ != nullptr) report(check_precision(p, *device_));
   }
 
   void read_recompute() {
@@ -288,12 +288,7 @@ class PlanReader {
           break;
       }
     }
-    if (r.mla_up_projection && model_ != nullptr && !model_->attention.mla) {
-      problems_.add(
-          where(reader_, "recompute"),
-          fmt::format("mla_up_projection cannot be recomputed: {} has no latent attention",
-                      model_->name));
-    }
+    if (model_ != nullptr) report(check_recompute(r, *model_));
   }
 
   void read_recompute_part(const Node& node) {
@@ -321,11 +316,7 @@ class PlanReader {
   void read_communication_sms() {
     plan_.communication_sms =
         static_cast<int>(reader_.integer_or("communication_sms", 0, 0, 1 << 16));
-    if (device_ != nullptr && plan_.communication_sms >= device_->sms) {
-      problems_.add(where(reader_, "communication_sms"),
-                    fmt::format("communication_sms {} leaves no SM to compute: {} has {}",
-                                plan_.communication_sms, device_->name, device_->sms));
-    }
+    if (device_ != nullptr) report(check_communication_sms(plan_.communication_sms, *device_));
   }
 
   void read_checkpoint() {
@@ -450,106 +441,68 @@ class PlanReader {
 
   // --- checking ----------------------------------------------------------------------------------
 
-  /// tp x cp x pp x dp against the cluster; fills in dp where it was left out.
-  void check_world() {
-    Parallelism& p = plan_.parallelism;
-    const std::int64_t gpus = cluster_->gpus();
-    std::int64_t model_copy = 1;  // GPUs of one; bounded before each product
-    for (const std::int64_t degree : {p.tp, p.cp, p.pp}) {
-      if (model_copy <= kMaxGpus) model_copy *= degree;
-    }
-    if (model_copy > kMaxGpus) {
-      problems_.add(
-          layout_reader_.node(),
-          fmt::format("tp x cp x pp = {} x {} x {} is more than {} GPUs, cluster '{}' has {}", p.tp,
-                      p.cp, p.pp, kMaxGpus, cluster_->name, gpus));
-      return;
-    }
-    if (!dp_given_) {
-      if (gpus % model_copy != 0) {
-        problems_.add(
-            layout_reader_.node(),
-            fmt::format("no dp uses all GPUs of cluster '{}': {} / (tp x cp x pp = {} x {} x {} = "
-                        "{}) is not a whole number",
-                        cluster_->name, gpus, p.tp, p.cp, p.pp, model_copy),
-            "give dp to use fewer GPUs, or change a degree");
-        return;
-      }
-      p.dp = gpus / model_copy;
-    }
-    const std::int64_t world = model_copy * p.dp;  // at most 2^40
-    if (world > gpus || world > kMaxGpus) {
-      std::string hint;
-      if (gpus >= model_copy) {
-        hint = fmt::format("dp: {} is the most that fits", gpus / model_copy);
-      }
-      problems_.add(
-          layout_reader_.node(),
-          fmt::format(
-              "layout needs tp x cp x pp x dp = {} x {} x {} x {} = {} GPUs, cluster '{}' has {}",
-              p.tp, p.cp, p.pp, p.dp, world, cluster_->name, gpus),
-          hint);
-    } else if (world < gpus) {
-      note(fmt::format("the layout uses {} of the {} GPUs of cluster '{}'", world, gpus,
-                       cluster_->name));
+  /// What a rule says, each reason at its key.
+  void report(const WhyImpossible& reasons) {
+    for (const Impossible& reason : reasons) {
+      problems_.add(node_of(reason.key), reason.why, reason.hint);
     }
   }
 
-  void check_expert_block() {
-    const Parallelism& p = plan_.parallelism;
-    const std::int64_t slots = p.ranks_per_position();
-    const std::int64_t block = p.ep * p.expert_tp;  // at most 2^40
-    if (slots % block != 0) {
-      problems_.add(
-          where(layout_reader_, p.ep > 1 ? "ep" : "expert_tp"),
-          fmt::format("ep x expert_tp = {} x {} = {} does not divide the tp x cp x dp = {} x {} "
-                      "x {} = {} GPUs of a pipeline position",
-                      p.ep, p.expert_tp, block, p.tp, p.cp, p.dp, slots));
+  Node node_of(PlanKey key) {
+    switch (key) {
+      case PlanKey::layout:
+        return layout_reader_.node();
+      case PlanKey::tp:
+        return where(layout_reader_, "tp");
+      case PlanKey::cp:
+        return where(layout_reader_, "cp");
+      case PlanKey::pp:
+        return where(layout_reader_, "pp");
+      case PlanKey::ep:
+        return where(layout_reader_, "ep");
+      case PlanKey::expert_tp:
+        return where(layout_reader_, "expert_tp");
+      case PlanKey::zero:
+        return where(layout_reader_, "zero");
+      case PlanKey::schedule:
+        return where(reader_, "schedule");
+      case PlanKey::layers_per_stage:
+        return where(reader_, "layers_per_stage");
+      case PlanKey::mtp_stage:
+        return where(reader_, "mtp_stage");
+      case PlanKey::micro_batch:
+        return where(reader_, "micro_batch");
+      case PlanKey::global_batch:
+        return where(reader_, "global_batch");
+      case PlanKey::precision:
+        return where(reader_, "precision");
+      case PlanKey::recompute:
+        return where(reader_, "recompute");
+      case PlanKey::communication_sms:
+        return where(reader_, "communication_sms");
     }
+    return reader_.node();
   }
 
-  void must_divide(std::string_view key, std::int64_t degree, std::int64_t whole,
-                   std::string_view what) {
-    if (whole % degree == 0) return;
-    problems_.add(where(layout_reader_, key), fmt::format("{} {} does not divide the {} {} of {}",
-                                                          key, degree, whole, what, model_->name));
+  void note_unused_gpus() {
+    const std::int64_t world = plan_.parallelism.world();
+    if (world >= cluster_->gpus()) return;
+    note(fmt::format("the layout uses {} of the {} GPUs of cluster '{}'", world, cluster_->gpus(),
+                     cluster_->name));
   }
 
-  void check_split_of_model() {
+  void note_split_of_model() {
     const Parallelism& p = plan_.parallelism;
     const Attention& attention = model_->attention;
-    must_divide("tp", p.tp, attention.heads, "heads");
     if (!attention.mla && p.tp > attention.kv_heads && p.tp % attention.kv_heads == 0) {
       note(fmt::format("tp {} is more than the {} key-value heads of {}: each is kept {} times",
                        p.tp, attention.kv_heads, model_->name, p.tp / attention.kv_heads));
-    } else if (!attention.mla) {
-      must_divide("tp", p.tp, attention.kv_heads, "key-value heads");
-    }
-    if (model_->moe_layers() < model_->layers) {
-      must_divide("tp", p.tp, model_->intermediate, "columns of the feed-forward layers");
     }
     if (model_->vocabulary % p.tp != 0) {
       note(fmt::format("tp {} does not divide the vocabulary of {} ({}): it is padded", p.tp,
                        model_->name, model_->vocabulary));
     }
-    if (!model_->moe) {
-      for (const auto& [key, degree] :
-           {std::pair<std::string_view, std::int64_t>{"ep", p.ep}, {"expert_tp", p.expert_tp}}) {
-        if (degree > 1) {
-          problems_.add(where(layout_reader_, key),
-                        fmt::format("{} {} needs a model with experts, {} has none", key, degree,
-                                    model_->name));
-        }
-      }
-      return;
-    }
-    const Moe& moe = *model_->moe;
-    must_divide("ep", p.ep, moe.routed_experts, "routed experts");
-    must_divide("expert_tp", p.expert_tp, moe.expert_intermediate, "columns of an expert");
-    if (moe.shared_experts > 0) {
-      must_divide("tp", p.tp, moe.shared_intermediate, "columns of the shared experts");
-    }
-    note_group_limit();
+    if (model_->moe) note_group_limit();
   }
 
   /// Group-limited routing bounds the nodes a token goes to only if groups of experts are nodes.
@@ -566,14 +519,7 @@ class PlanReader {
         model_->name, moe.group_limit, moe.groups, p.ep, nodes));
   }
 
-  void check_tokens() {
-    const std::int64_t tokens = plan_.micro_batch_sequences * plan_.sequence_length;  // <= 2^52
-    if (tokens > kMaxMicroBatchTokens) {
-      problems_.add(where(reader_, "micro_batch"),
-                    fmt::format("micro_batch x sequence_length = {} x {} = {} tokens, more than {}",
-                                plan_.micro_batch_sequences, plan_.sequence_length, tokens,
-                                kMaxMicroBatchTokens));
-    }
+  void note_positions() {
     if (model_ != nullptr && model_->max_positions > 0 &&
         plan_.sequence_length > model_->max_positions) {
       note(fmt::format("sequence_length {} is beyond the {} positions {} was made for",
@@ -581,160 +527,25 @@ class PlanReader {
     }
   }
 
-  void check_batch() {
-    const std::int64_t dp = plan_.parallelism.dp;
-    const std::int64_t unit = plan_.micro_batch_sequences * dp;  // <= 2^48
-    const std::int64_t global = plan_.global_batch_sequences;
-    const std::int64_t count = global / unit;
-    if (global % unit != 0) {
-      problems_.add(
-          where(reader_, "global_batch"),
-          fmt::format("global_batch {} is not a whole number of micro-batches: micro_batch x dp "
-                      "= {} x {} = {}, and {} = {} x {} + {}",
-                      global, plan_.micro_batch_sequences, dp, unit, global, count, unit,
-                      global % unit),
-          count == 0
-              ? fmt::format("global_batch: {} would be", unit)
-              : fmt::format("global_batch: {} or {} would be", count * unit, (count + 1) * unit));
-    } else if (count > kMaxMicroBatches) {
-      problems_.add(
-          where(reader_, "global_batch"),
-          fmt::format("global_batch / (micro_batch x dp) = {} / ({} x {}) = {} micro-batches, "
-                      "more than {}",
-                      global, plan_.micro_batch_sequences, dp, count, kMaxMicroBatches));
-    }
-  }
-
-  /// cp splits a sequence into 2 cp pieces, an early and a late one for each rank, so that causal
-  /// attention is balanced; with sequence parallelism tp splits what cp leaves.
-  void check_sequence_split() {
-    const Parallelism& p = plan_.parallelism;
-    const std::int64_t length = plan_.sequence_length;
-    if (p.cp > 1 && length % (2 * p.cp) != 0) {
-      problems_.add(where(layout_reader_, "cp"),
-                    fmt::format("cp {} needs a sequence_length that 2 x cp = {} divides, got {}",
-                                p.cp, 2 * p.cp, length));
-    } else if (p.sequence_parallel && p.tp > 1 && length % (p.cp * p.tp) != 0) {
-      problems_.add(
-          where(layout_reader_, "tp"),
-          fmt::format("sequence parallelism needs a sequence_length that cp x tp = {} x {} = {} "
-                      "divides, got {}",
-                      p.cp, p.tp, p.cp * p.tp, length));
-    }
-  }
-
-  ScheduleShape shape() const {
-    ScheduleShape shape;
-    shape.kind = plan_.schedule;
-    shape.ranks = static_cast<int>(plan_.parallelism.pp);
-    shape.chunks = plan_.chunks;
-    shape.micro_batches = static_cast<int>(plan_.micro_batches());
-    return shape;
-  }
-
-  void check_schedule() {
-    const ScheduleShape wanted = shape();
-    if (plan_.schedule == ScheduleKind::dual_pipe && plan_.parallelism.zero_stage >= 2) {
-      problems_.add(
-          where(layout_reader_, "zero"),
-          fmt::format("zero {} keeps each gradient in shards of one pipeline position, but "
-                      "dual_pipe holds every stage at two",
-                      plan_.parallelism.zero_stage),
-          "zero 1, or dual_pipe_v, which holds every stage once");
-    }
-    const std::string why = why_impossible(wanted);
-    if (!why.empty()) problems_.add(where(reader_, "schedule"), why);
-    const std::int64_t actions = std::int64_t{wanted.stages()} * wanted.micro_batches;
-    if (actions > kMaxActions) {
-      problems_.add(
-          where(reader_, "schedule"),
-          fmt::format("{} stages x {} micro-batches = {} is more than can be simulated ({})",
-                      wanted.stages(), wanted.micro_batches, actions, kMaxActions));
-    }
-  }
-
-  /// Which layers each stage holds, and where embedding, head and MTP modules are.
   void fill_stages() {
-    const std::int64_t stages = stage_count();
-    const std::string what =
-        fmt::format("{} on {} pipeline rank{}", name_of(plan_.schedule), plan_.parallelism.pp,
-                    plan_.parallelism.pp == 1 ? "" : "s");
     if (!reader_.has("layers_per_stage")) {
-      if (stages > model_->layers) {
-        problems_.add(where(layout_reader_, "pp"),
-                      fmt::format("{} has {} stages, {} has only {} layers", what, stages,
-                                  model_->name, model_->layers));
-        return;
-      }
-      split_evenly(stages);
-    } else if (static_cast<std::int64_t>(layers_per_stage_.size()) != stages) {
-      problems_.add(where(reader_, "layers_per_stage"),
-                    fmt::format("layers_per_stage has {} entries, {} has {} stages",
-                                layers_per_stage_.size(), what, stages));
-      return;
+      const WhyImpossible why = check_even_split(plan_, *model_);
+      report(why);
+      if (!why.empty()) return;
+      layers_per_stage_ = even_split(model_->layers, stage_count(plan_));
+      note_uneven_split();
     }
-    const std::int64_t sum =
-        std::accumulate(layers_per_stage_.begin(), layers_per_stage_.end(), std::int64_t{0});
-    if (sum != model_->layers) {
-      problems_.add(where(reader_, "layers_per_stage"),
-                    fmt::format("layers_per_stage adds up to {}, {} has {} layers", sum,
-                                model_->name, model_->layers));
-      return;
-    }
-    if (mtp_stage_ >= stages) {
-      problems_.add(where(reader_, "mtp_stage"),
-                    fmt::format("mtp_stage {} does not exist: {} has stages 0 to {}", mtp_stage_,
-                                what, stages - 1));
-      return;
-    }
-    if (mtp_stage_ >= 0 && model_->mtp_modules == 0) {
-      problems_.add(where(reader_, "mtp_stage"),
-                    fmt::format("mtp_stage is given, but {} has no MTP modules", model_->name),
-                    "remove the key");
-      return;
-    }
-    const std::int64_t mtp_stage = mtp_stage_ >= 0 ? mtp_stage_ : stages - 1;
-    std::int64_t next_layer = 0;
-    for (std::int64_t s = 0; s < stages; ++s) {
-      StageContents stage;
-      stage.first_layer = next_layer;
-      stage.layers = layers_per_stage_[static_cast<std::size_t>(s)];
-      stage.embedding = s == 0;
-      stage.head = s == stages - 1;
-      stage.mtp_modules = s == mtp_stage ? model_->mtp_modules : 0;
-      next_layer += stage.layers;
-      if (stage.layers == 0 && !stage.embedding && !stage.head && stage.mtp_modules == 0) {
-        problems_.add(
-            where(reader_, "layers_per_stage"),
-            fmt::format("stage {} would hold nothing: only a stage with embedding, head or MTP "
-                        "modules can have 0 layers",
-                        s));
-      }
-      plan_.stages.push_back(stage);
-    }
+    report(check_stages(plan_, layers_per_stage_, mtp_stage_, *model_, plan_.stages));
   }
 
-  std::int64_t stage_count() const {
-    ScheduleShape without_batch;
-    without_batch.kind = plan_.schedule;
-    without_batch.ranks = static_cast<int>(plan_.parallelism.pp);
-    without_batch.chunks = plan_.chunks;
-    return without_batch.stages();
-  }
-
-  /// The first layers % stages stages get one layer more, so that the last, with the head, has
-  /// fewer.
-  void split_evenly(std::int64_t stages) {
+  void note_uneven_split() {
+    const std::int64_t stages = stage_count(plan_);
     const std::int64_t fewer = model_->layers / stages;
     const std::int64_t longer_stages = model_->layers % stages;
-    layers_per_stage_.assign(static_cast<std::size_t>(stages), fewer);
-    for (std::size_t s = 0; s < static_cast<std::size_t>(longer_stages); ++s)
-      ++layers_per_stage_[s];
-    if (longer_stages > 0) {
-      note(fmt::format("{} layers over {} stages: {} on the first {}, {} on the other {}",
-                       model_->layers, stages, fewer + 1, longer_stages, fewer,
-                       stages - longer_stages));
-    }
+    if (longer_stages == 0) return;
+    note(fmt::format("{} layers over {} stages: {} on the first {}, {} on the other {}",
+                     model_->layers, stages, fewer + 1, longer_stages, fewer,
+                     stages - longer_stages));
   }
 
   MapReader reader_;
@@ -874,6 +685,7 @@ Scenario read(const Node& document, const std::string& file, const Overrides& gi
                  cluster_ok ? &scenario.cluster : nullptr,
                  device_ok ? &scenario.profile.device : nullptr, problems, scenario.notes)
           .read();
+  scenario.search = reader.at("search");  // for reports/search/space.hpp
   const Node stragglers = reader.at("stragglers");
   if (reader.has("stragglers")) {
     scenario.stragglers = read_stragglers(stragglers, problems);
@@ -881,6 +693,10 @@ Scenario read(const Node& document, const std::string& file, const Overrides& gi
       check_stragglers(scenario.stragglers, stragglers, scenario.plan.parallelism.world(),
                        scenario.cluster.gpus_per_node, problems);
     }
+  }
+  if (reader.has("reliability")) {
+    const Node node = inline_or_named(reader, "reliability", problems);
+    if (is_located(node)) scenario.reliability = read_reliability(node, problems);
   }
   if (reader.has("training")) {
     scenario.training = read_training(reader.at("training"), problems);
@@ -1026,6 +842,9 @@ std::string to_yaml(const Scenario& scenario) {
       indented(plan_yaml(scenario.plan)),
       scenario.stragglers.empty() ? ""
                                   : fmt::format("stragglers: {}\n", to_yaml(scenario.stragglers)),
+      scenario.reliability
+          ? fmt::format("reliability:\n{}", indented(to_yaml(*scenario.reliability)))
+          : "",
       scenario.training == Training()
           ? ""
           : fmt::format("training: {}\n", to_yaml(scenario.training, folder)),

@@ -24,17 +24,21 @@
 //              {counts, independent_tokens} | {router: {...}, independent_tokens} (balanced);
 //              models/routing.hpp and models/router.hpp say what each is
 //   stragglers: [{gpu | node | share, slowdown}, {sigma}] (none); models/stragglers.hpp
+//   reliability: what fails, and what that costs (none); models/reliability.hpp
 //   training: of a step that is executed (defaults); models/training.hpp
+//   search: what layouts a search may choose (defaults); reports/search/space.hpp reads it
 //   set: overrides of all that and of the files it names, [PATH=VALUE, ...] (none);
 //   sim/overrides.hpp
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "models/model.hpp"
 #include "models/plan.hpp"
+#include "models/reliability.hpp"
 #include "models/stragglers.hpp"
 #include "models/training.hpp"
 #include "sim/cluster.hpp"
@@ -54,10 +58,12 @@ struct Scenario {
   std::shared_ptr<const Fabric> fabric;  ///< null where the cluster names none; large, so shared
   Plan plan;
   Stragglers stragglers;
+  std::optional<Reliability> reliability;
   Training training;
   std::uint64_t seed = 0;              ///< of routing and stragglers
   std::vector<std::string> notes;      ///< of readers: what was assumed or ignored
   std::vector<std::string> overrides;  ///< of profile and fabric, which to_yaml() only names
+  Node search;                         ///< the section as it stands, or the name of its file
 };
 
 /// Reads and checks a scenario file and everything it names. All problems of all files are reported

@@ -1,9 +1,11 @@
 #pragma once
 // What if: changes to a document before it is read, as `--set plan.layout.pp=8` states them.
 //
-//   PATH=VALUE     puts a value: any of YAML's on one line ("8", "bf16", "{pp: 8, ep: 64}", "[4,
-//   4]") PATH=*FACTOR   multiplies the number that is there and keeps its unit ("160 GB/s" -> "320
-//   GB/s") PATH=          removes the key, whether it is there or not
+//   PATH=VALUE     puts a value, any of YAML's on one line: 8, bf16, {pp: 8, ep: 64}, [4, 4]
+//
+//   PATH=*FACTOR   multiplies the number that is there, keeping its unit: 160 GB/s -> 320 GB/s
+//
+//   PATH=          removes the key, whether it is there or not
 //
 // A path is keys with dots between them and elements of lists by number, from 0 on: "a.b[3].c", or
 // "a.b.3.c". Where it meets the name of a file that the reader opens (model, cluster, profile,

@@ -15,18 +15,20 @@
 // expert_exchange of its own replace them.
 //
 // The rules, b being the ratio of bandwidths (to / from) and c that of clocks:
-//   GEMM       a measured time changes as its table's skeleton does (gemm_price.cpp) when the
-//   memory's rate
-//              is multiplied by b, what an SM computes and loads by c, and a tile's fill and drain
-//              divided by c. The launch stays. So where the tiles' time decides, only the store of
-//              the tiles changes with b, and where the bytes decide, all but the launch does.
-//   Attention  as its skeleton at c; it knows no memory, but no price is below the bytes at the
-//   device's peak. Streaming  bytes over the rate times b; launches stay. Few SMs    what they can
-//   draw of memory is theirs, not the memory's: share(n) becomes the lesser of
-//              share(n) / b and 1 (bandwidth_by_sms).
-//   Exchanges  as measured: they go by the cluster's links.
-// Tables of GEMMs and attention that the base only carries over itself (`derived`) are carried on as they are:
-// theirs was another memory already.
+//
+// - GEMM: a measured time changes as its table's skeleton does (gemm_price.cpp) when the memory's
+//   rate is multiplied by b, what an SM computes and loads by c, and a tile's fill and drain
+//   divided by c. The launch stays. So where the tiles' time decides, only the store of the tiles
+//   changes with b, and where the bytes decide, all but the launch does.
+// - Attention: as its skeleton at c; it knows no memory, but no price is below the bytes at the
+//   device's peak.
+// - Streaming: bytes over the rate times b; launches stay.
+// - Few SMs: what they can draw of memory is theirs, not the memory's, so share(n) becomes the
+//   lesser of share(n) / b and 1 (bandwidth_by_sms).
+// - Exchanges: as measured; they go by the cluster's links.
+//
+// Tables of GEMMs and attention that the base only carries over itself (`derived`) are carried on as
+// they are: theirs was another memory already.
 // What neither says (L2, the power limit beyond the stated clock) is taken as the same.
 
 #include "sim/profile.hpp"
