@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <fstream>
 #include <limits>
+#include <map>
 #include <numeric>
 #include <set>
 #include <string>
@@ -154,6 +155,64 @@ TEST(Search, FindsWhatBruteForceFindsWhereLinksAreShared) {
   space.recomputes = {{}};
   space.tp = {1};
   expect_as_brute_force(moe, space, 0.05);
+}
+
+TEST(Search, WeighsTimeAgainstGpus) {
+  const Scenario scenario = small(kMoe);
+  SearchSpace space = small_space(scenario);
+  space.nodes = {1, 2, 3, 4, 6};
+  space.schedules = {ScheduleKind::one_f_one_b, ScheduleKind::dual_pipe_v};
+  const Search search(scenario, space);
+  const std::vector<Evaluation> full = search.evaluate(all_of(search), Fidelity::full);
+  std::map<std::int64_t, double> fastest_s;  // by GPUs; the own plan's 64 are not of the space
+  for (std::size_t i = 1; i < full.size(); ++i) {
+    if (!full[i].fits) continue;
+    double& s = fastest_s.try_emplace(8 * search.candidates().nodes(i), 1e9).first->second;
+    s = std::min(s, full[i].step_time_s);
+  }
+  std::vector<std::pair<std::int64_t, double>> by_time;
+  std::vector<std::pair<std::int64_t, double>> by_cost;
+  for (const auto& [gpus, s] : fastest_s) {
+    if (by_time.empty() || s < by_time.back().second) by_time.emplace_back(gpus, s);
+    const double cost = s * static_cast<double>(gpus);
+    if (by_cost.empty() || cost < by_cost.back().second) by_cost.emplace_back(gpus, cost);
+  }
+  const SearchResult result = search.run();
+  std::vector<std::pair<std::int64_t, double>> found;
+  for (const Ranked& r : result.time_and_gpus) found.emplace_back(r.gpus, r.full->step_time_s);
+  EXPECT_EQ(found, by_time);
+  found.clear();
+  for (const Ranked& r : result.gpu_hours_and_gpus) {
+    found.emplace_back(r.gpus, r.full->step_time_s * static_cast<double>(r.gpus));
+  }
+  EXPECT_EQ(found, by_cost);
+  EXPECT_GE(by_time.size(), 3u);
+}
+
+TEST(Search, IsNotCertainWhereLoadsAreDrawn) {
+  const Scenario scenario = small(kMoe, "  routing: {popularity: zipf, exponent: 0.5}\n");
+  SearchSpace space = small_space(scenario);
+  space.schedules = {ScheduleKind::one_f_one_b, ScheduleKind::dual_pipe_v};
+  const Search search(scenario, space);
+  const SearchResult result = search.run();
+  EXPECT_FALSE(result.certain);
+  EXPECT_NE(result.why_uncertain.find("loads of experts are drawn"), std::string::npos);
+  // Still what brute force finds: even loads are a bound in practice.
+  const std::vector<Evaluation> full = search.evaluate(all_of(search), Fidelity::full);
+  const BruteForce expected(full, 1, 10, 2);
+  EXPECT_EQ(indices_of(result.best), expected.fastest);
+}
+
+TEST(Search, StopsAtItsBudgetAndSaysSo) {
+  const Scenario scenario = small(kDense);
+  SearchOptions options;
+  options.full = 3;
+  const SearchResult result = Search(scenario, small_space(scenario), options).run();
+  EXPECT_FALSE(result.certain);
+  EXPECT_EQ(result.why_uncertain,
+            "3 full simulations were not enough to tell all candidates apart");
+  EXPECT_EQ(result.counts.simulated, 4u);  // and the own plan
+  EXPECT_EQ(result.best.size(), 3u);
 }
 
 /// All that is printed of a result.
