@@ -305,8 +305,8 @@ std::string stop_text;
 /// disk may take longer. A second signal ends the program where it is.
 void stop(int signal) {
   stop_signal = signal;
-  const ssize_t written = write(STDERR_FILENO, stop_text.data(), stop_text.size());
-  std::signal(signal, written < 0 ? SIG_IGN : SIG_DFL);
+  std::signal(signal, SIG_DFL);
+  [[maybe_unused]] const ssize_t said = write(STDERR_FILENO, stop_text.data(), stop_text.size());
 }
 
 void stop_on_signals(const std::string& text) {
