@@ -327,6 +327,21 @@ int ask_about_network(Options& options) {
 }
 
 volatile std::sig_atomic_t stop_signal = 0;
+std::string stop_text;
+
+/// Says so at once: a launcher that ends all its ranks gives them a second, and a commit on a busy
+/// disk may take longer. A second signal ends the program where it is.
+void stop(int signal) {
+  stop_signal = signal;
+  std::signal(signal, SIG_DFL);
+  [[maybe_unused]] const ssize_t said = write(STDERR_FILENO, stop_text.data(), stop_text.size());
+}
+
+void stop_on_signals(const std::string& text) {
+  stop_text = text;
+  std::signal(SIGINT, stop);
+  std::signal(SIGTERM, stop);
+}
 
 /// A line that is written over, on a terminal only.
 void show_search(const SearchProgress& progress) {
@@ -345,7 +360,10 @@ int answer_search(const Options& options, SearchSession& session) {
     write_file(options.write_best, scenario_of(candidate, input.scenario, options.write_best));
   };
   const auto print = [&](const std::string& summary) {
-    if (options.json != "-" && options.csv != "-") write_file("-", summary);
+    const bool written = !options.json.empty() || !options.csv.empty();
+    if (options.json != "-" && options.csv != "-" && !(options.quiet && written)) {
+      write_file("-", summary);
+    }
   };
   if (options.question.days || options.question.gpu_hours) {
     const QuestionOptions how = question_options(session);
@@ -402,25 +420,23 @@ int search_layouts(const Options& options) {
     return 0;
   }
   const SearchInput input = read();
+  const bool terminal = isatty(STDERR_FILENO) != 0;
   print_notes(options, input.scenario);
   if (!options.quiet) {
     how.note = [](const std::string& text) { fmt::print(stderr, "note: {}\n", text); };
-    if (isatty(STDERR_FILENO) != 0) how.progress = show_search;
+    if (terminal) how.progress = show_search;
   }
-  for (const int which : {SIGINT, SIGTERM}) {
-    std::signal(which, [](int signal) {
-      stop_signal = signal;
-      std::signal(signal, SIG_DFL);  // a second one means it
-    });
-  }
+  stop_on_signals(fmt::format(
+      "{}orrery: stopped; {}\n", terminal ? "\r\x1b[K" : "",
+      options.store.empty()
+          ? "nothing is kept without --store"
+          : fmt::format("{} keeps what was evaluated, and the same command goes on with it",
+                        options.store)));
   how.stopped = [] { return stop_signal != 0; };
   SearchSession session(input, how);
   try {
     return answer_search(options, session);
-  } catch (const SearchStopped& stopped) {
-    // Now: threads may be at a simulation for a while, and a launcher may not wait for them.
-    end_search_line(options);
-    fmt::print(stderr, "orrery: {}\n", stopped.what());
+  } catch (const SearchStopped&) {
     return 128 + stop_signal;
   }
 }

@@ -207,7 +207,7 @@ class SearchSession::Run {
       progress.done += rows.size();
       progress.computed += rows.size();
       tell();
-      if (session_.how_.stopped && session_.how_.stopped()) session_.stop();
+      if (session_.how_.stopped && session_.how_.stopped()) throw SearchStopped();
     });
     return all;
   }
@@ -273,16 +273,6 @@ void SearchSession::compare_own_plan(const Search& search) {
         "--fresh starts over in it, or name another --store");
     problems.throw_if_any();
   }
-}
-
-void SearchSession::stop() const {
-  if (how_.store.empty()) {
-    throw SearchStopped("stopped, and nothing is kept without --store");
-  }
-  throw SearchStopped(
-      fmt::format("stopped: {} coarse and {} full evaluations are in {}, and the same command goes "
-                  "on with them",
-                  store_.size(Fidelity::coarse), store_.size(Fidelity::full), how_.store));
 }
 
 Evaluate SearchSession::evaluator(const Search& search, SearchTable* table) {

@@ -8,12 +8,12 @@
 // Ranks other than 0 call serve_search() with the same input.
 
 #include <cstddef>
+#include <exception>
 #include <functional>
 #include <map>
 #include <memory>
 #include <optional>
 #include <span>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -55,10 +55,10 @@ struct SessionOptions {
   std::function<bool()> stopped;  ///< asked several times a second; true ends with SearchStopped
 };
 
-/// Somebody wanted it to end. The text says what is kept.
-class SearchStopped : public std::runtime_error {
+/// Somebody wanted it to end. What was evaluated is in the store.
+class SearchStopped : public std::exception {
  public:
-  using std::runtime_error::runtime_error;
+  const char* what() const noexcept override { return "stopped"; }
 };
 
 /// Evaluations that a search asked for, by index: the same whatever a store has beside them.
@@ -90,7 +90,6 @@ class SearchSession {
   class Run;
   std::string compute(const std::string& task) const;
   void compare_own_plan(const Search& search);
-  [[noreturn]] void stop() const;
 
   const SearchInput& input_;
   SessionOptions how_;
