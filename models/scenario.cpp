@@ -837,7 +837,7 @@ Scenario ScenarioFile::read(const Overrides& overrides) const {
 std::string to_yaml(const Scenario& scenario) {
   const std::string folder = fs::path(scenario.file).parent_path().string();
   return fmt::format(
-      "name: {}\nseed: {}\nmodel:\n{}cluster:\n{}plan:\n{}{}{}{}", in_quotes(scenario.name),
+      "name: {}\nseed: {}\nmodel:\n{}cluster:\n{}plan:\n{}{}{}{}{}", in_quotes(scenario.name),
       scenario.seed, indented(to_yaml(scenario.model)), indented(to_yaml(scenario.cluster, folder)),
       indented(plan_yaml(scenario.plan)),
       scenario.stragglers.empty() ? ""
