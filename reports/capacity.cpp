@@ -246,6 +246,8 @@ CapacityReport capacity_report(const CapacityQuestion& question) {
                                context.budget_gpu_hours = number_in(budget, {"total", "gpu_hours"});
                                context.budget_days = number_in(budget, {"total", "wall_s"}) / 86400;
                                context.budget_cost_usd = number_in(budget, {"total", "cost_usd"});
+                               const double goodput = number_in(budget, {"assumptions", "goodput"});
+                               context.budget_has_goodput = goodput > 0 && goodput < 1;
                              });
   report.reliability =
       read_other(question.reliability, "reliability", {"goodput", "calendar_s"}, problems,

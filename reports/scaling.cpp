@@ -39,10 +39,34 @@ double stretch_of(const Study& study) {
          study_step(study.scenario, {.network = Network::formula}).report.step_time_s;
 }
 
+/// `slower`: by what factor its step is longer than it was simulated.
+ScalingPoint point_of(const Study& study, const Study& own, double slower) {
+  const Report& r = study.report;
+  const Plan& plan = study.scenario.plan;
+  ScalingPoint point{
+      .gpus = r.gpus,
+      .dp = plan.parallelism.dp,
+      .global_batch = plan.global_batch_sequences,
+      .micro_batches = plan.micro_batches(),
+      .flows = r.network.flows,
+      .step_time_s = r.step_time_s * slower,
+      .tokens_per_day = r.tokens_per_day / slower,
+      .efficiency = r.tokens_per_s_per_gpu / slower / own.report.tokens_per_s_per_gpu};
+  for (const RankReport& rank : r.ranks) {
+    point.memory_peak_bytes = std::max(point.memory_peak_bytes, rank.memory_peak_bytes);
+  }
+  point.fits = static_cast<double>(point.memory_peak_bytes) <= r.memory_capacity_bytes;
+  return point;
+}
+
 /// `stretch`: of steps by formula, where the study's own is with flows.
 Result at(const Study& study, const Factor& factor, bool grow, double stretch) {
   const Scenario& own = study.scenario;
   Result result;
+  if (factor.over == factor.under) {
+    result.point = point_of(study, study, 1);
+    return result;
+  }
   const auto scaled = [&](std::int64_t value) -> std::optional<std::int64_t> {
     if (value * factor.over % factor.under != 0) return std::nullopt;
     return value * factor.over / factor.under;
@@ -68,22 +92,7 @@ Result at(const Study& study, const Factor& factor, bool grow, double stretch) {
   try {
     const Study other =
         study_step(reread(changed), {.network = flows ? Network::flows : Network::formula});
-    const Report& r = other.report;
-    const double slower = flows ? 1 : stretch;
-    ScalingPoint point{
-        .gpus = r.gpus,
-        .dp = *dp,
-        .global_batch = *batch,
-        .micro_batches = other.scenario.plan.micro_batches(),
-        .flows = flows,
-        .step_time_s = r.step_time_s * slower,
-        .tokens_per_day = r.tokens_per_day / slower,
-        .efficiency = r.tokens_per_s_per_gpu / slower / study.report.tokens_per_s_per_gpu};
-    for (const RankReport& rank : r.ranks) {
-      point.memory_peak_bytes = std::max(point.memory_peak_bytes, rank.memory_peak_bytes);
-    }
-    point.fits = static_cast<double>(point.memory_peak_bytes) <= r.memory_capacity_bytes;
-    result.point = point;
+    result.point = point_of(other, study, flows ? 1 : stretch);
   } catch (const InputError& error) {
     result.gap.why = error.problems().front().message;
   }

@@ -256,10 +256,11 @@ double value_of(const Target& target, const Report& report, const TargetContext&
   const double slower = step_s / report.step_time_s;
   const double tokens = target.tokens > 0 ? target.tokens : c.tokens;
   const double price = target.usd_per_gpu_hour > 0 ? target.usd_per_gpu_hour : c.usd_per_gpu_hour;
-  const bool whole = tokens <= 0;  // a budget's total, which has its own goodput
+  // Of the run, or of all that the budget has.
+  const bool whole = tokens <= 0;
+  const double longer = slower / (whole && c.budget_has_goodput ? 1 : goodput);
   const double gpu_hours =
-      whole ? c.budget_gpu_hours * slower
-            : tokens * 1e-12 * report.gpu_hours_per_trillion_tokens * slower / goodput;
+      longer * (whole ? c.budget_gpu_hours : tokens * 1e-12 * report.gpu_hours_per_trillion_tokens);
   switch (target.quantity) {
     case TargetQuantity::tokens_per_day:
       return report.tokens_per_day / slower * goodput;
@@ -277,10 +278,10 @@ double value_of(const Target& target, const Report& report, const TargetContext&
     case TargetQuantity::gpu_hours:
       return gpu_hours;
     case TargetQuantity::days:
-      return whole ? c.budget_days * slower : tokens / (report.tokens_per_day / slower * goodput);
+      return longer * (whole ? c.budget_days : tokens / report.tokens_per_day);
     case TargetQuantity::cost_usd:
       return whole && target.usd_per_gpu_hour <= 0 && c.budget_cost_usd > 0
-                 ? c.budget_cost_usd * slower
+                 ? longer * c.budget_cost_usd
                  : gpu_hours * price;
   }
   return 0;

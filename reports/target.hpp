@@ -62,6 +62,7 @@ struct TargetContext {
   double goodput = 1, goodput_low = 1, goodput_high = 1;
   /// The whole programme's, of a budget; 0: none.
   double budget_gpu_hours = 0, budget_days = 0, budget_cost_usd = 0;
+  bool budget_has_goodput = false;  ///< in these figures
 };
 
 enum class Verdict : std::uint8_t { met, met_closely, missed_closely, missed };

@@ -199,14 +199,7 @@ class TraceWriter {
   /// Cells one after the other, each from where the one before it ended.
   void write_cells(std::uint32_t rank, const std::vector<CellSpan>& spans) {
     name_lane(rank, kCellLane, "cells");
-    std::vector<const CellSpan*> ordered;
-    for (const CellSpan& span : spans) {
-      if (span.owned_from_ps < span.end_ps) ordered.push_back(&span);
-    }
-    std::stable_sort(ordered.begin(), ordered.end(), [](const CellSpan* a, const CellSpan* b) {
-      return a->owned_from_ps < b->owned_from_ps;
-    });
-    for (const CellSpan* span : ordered) {
+    for (const CellSpan* span : owned_in_order(spans)) {
       const Cell& cell = program_.cells()[span->cell];
       begin_slice(quoted(cell_name(cell)), "cell", rank, kCellLane, span->owned_from_ps,
                   span->end_ps);

@@ -141,6 +141,15 @@
   /// "0.00 s" is "0 s" on an axis, "2.50 s" is "2.5 s".
   const tick = (format) => (value) => format(value).replace(/(\.\d*?)0+(?=\D|$)/, '$1').replace(/\.(?=\D|$)/, '');
 
+  /// Round numbers of the unit that suits the largest.
+  function timeTicks(low, high, n) {
+    const units = [[86400, 'days'], [3600, 'h'], [60, 'min'], [1, 's'], [1e-3, 'ms'], [1e-6, '\u00b5s']];
+    const [unit, name] = units.find(([size]) => high >= 2 * size) || units[units.length - 1];
+    const values = d3.ticks(low / unit, high / unit, n);
+    const places = values.length > 1 ? Math.max(0, -Math.floor(Math.log10(values[1] - values[0]) + 1e-9)) : 0;
+    return { values: values.map((v) => v * unit), format: (v) => `${(v / unit).toFixed(places)}\u202f${name}` };
+  }
+
   function legend(entries) {
     return element('ul', { class: 'legend' }, ...entries.map(({ name, kind, value }) => element('li', {},
       element('span', { class: `swatch ${kind}`, 'aria-hidden': 'true' }), name,
@@ -155,7 +164,8 @@
     const most = Math.max(...rows.map((row) => sum(row.parts)), marker ? marker.at : 0);
     const x = d3.scaleLinear().domain([0, most]).range([MARGIN_LEFT, WIDTH - 90]);
     const y = d3.scaleBand().domain(d3.range(rows.length)).range([18, rows.length * band + 18]).padding(0.18);
-    axis(svg, d3.axisBottom(x).ticks(8).tickFormat(tick(format)).tickSize(-(rows.length * band)),
+    const ticks = format === seconds ? timeTicks(0, most, 8) : { values: x.ticks(8), format: tick(format) };
+    axis(svg, d3.axisBottom(x).tickValues(ticks.values).tickFormat(ticks.format).tickSize(-(rows.length * band)),
       [0, rows.length * band + 18], title).select('.domain').remove();
     rows.forEach((row, r) => {
       const group = svg.append('g');
@@ -237,7 +247,10 @@
     const seen = new Set();
     return ranks.filter((rank) => !seen.has(rank.position) && seen.add(rank.position));
   }
-  const positionName = (rank) => `${rank.position}: stage${rank.stages.length > 1 ? 's' : ''} ${rank.stages.join(', ')}`;
+  function positionName({ position, stages }) {
+    const shown = stages.length > 3 ? `${stages.slice(0, 2).join(', ')} \u2026 ${stages[stages.length - 1]}` : stages.join(', ');
+    return `${position}: stage${stages.length > 1 ? 's' : ''} ${shown}`;
+  }
 
   const VERDICTS = {
     met: ['\u2713', 'Yes', 'good'],
@@ -349,7 +362,7 @@
       ? `Exposed: ${Object.entries(exposed).filter(([, s]) => s > 0.0005 * r.step_time_s).map(([what, s]) => `${({ expert: 'expert exchange', tensor: 'tensor parallel', data: 'gradients and parameters', pipeline: 'sends between stages' })[what]} ${seconds(s)}`).join(', ')} a GPU.` : null;
     return section('phases', 'Where the step goes',
       'Each pipeline position’s step, cut without overlap. Idle is what no kernel computes in: bubble and exposed communication.',
-      figure(svg, legend(PHASES.map((p) => ({ ...p, value: percent(r.phases_s[p.key] / r.step_time_s) })))),
+      figure(svg, legend(PHASES.filter((p) => r.phases_s[p.key] > 0).map((p) => ({ ...p, value: percent(r.phases_s[p.key] / r.step_time_s) })))),
       words ? element('p', {}, words) : null,
       tableBehind('Phases by pipeline position, seconds', [['Position'], ...PHASES.map((p) => [p.name, 1])],
         rows.map((row) => [row.name, ...row.parts.map((s) => s.toFixed(3))])));
@@ -471,6 +484,17 @@
       table('Costliest shapes', [['Op'], ['Shape'], ['a step, all GPUs', 1], ['each', 1], ['of op time', 1], ['price is'], ['spread', 1], ['from']], rows));
   }
 
+  /// "TP 4, PP 4, DP 2, ZeRO 1, interleaved_1f1b x5": what is 1 or nothing is left out.
+  function layoutWords(c) {
+    const p = c.plan;
+    if (!p) return c.candidate;
+    const degrees = [['TP', p.tp], ['CP', p.cp], ['PP', p.pp], ['DP', p.dp], ['EP', p.ep], ['expert TP', p.expert_tp]]
+      .filter(([, n]) => n > 1).map(([name, n]) => `${name} ${n}`);
+    return [...degrees, `ZeRO ${p.zero}`, p.schedule + (p.stages_per_rank > 1 ? ` x${p.stages_per_rank}` : ''), `micro-batch ${p.micro_batch}`,
+      p.precision, p.recompute && p.recompute !== 'none' ? `recompute ${p.recompute}` : null, p.communication_sms ? `${p.communication_sms} SMs` : null]
+      .filter(Boolean).join(', ');
+  }
+
   function search() {
     const s = data.search;
     if (!s) return null;
@@ -486,7 +510,10 @@
     const pad = (low, high) => [low - 0.06 * (high - low || low), high + 0.06 * (high - low || high)];
     const x = d3.scaleLinear().domain(pad(Math.min(...all.map((c) => c.step_time_s)), Math.max(...all.map((c) => c.step_time_s)))).nice().range([80, WIDTH - 40]);
     const y = d3.scaleLinear().domain([0, 1.05 * Math.max(...all.map((c) => c.memory_peak_bytes), s.memory_capacity_bytes || 0)]).range([height - 44, 18]);
-    axis(svg, d3.axisBottom(x).ticks(9).tickFormat(tick(seconds)), [0, height - 44], 'step time', 70);
+    const ticks = timeTicks(...x.domain(), 9);
+    axis(svg, d3.axisBottom(x).tickValues(ticks.values).tickFormat(ticks.format), [0, height - 44], null);
+    svg.append('text').attr('class', 'axis-title').attr('x', WIDTH - 40).attr('y', height - 8).attr('text-anchor', 'end').text('step time');
+    svg.append('text').attr('class', 'axis-title').attr('x', 0).attr('y', 12).text('memory at its peak');
     axis(svg, d3.axisLeft(y).ticks(6).tickFormat(tick(bytes)).tickSize(-(WIDTH - 120)), [80, 0], null).select('.domain').remove();
     if (s.memory_capacity_bytes) {
       svg.append('line').attr('class', 'marker').attr('x1', 80).attr('x2', WIDTH - 40).attr('y1', y(s.memory_capacity_bytes)).attr('y2', y(s.memory_capacity_bytes));
@@ -496,22 +523,24 @@
     for (const c of points.values()) {
       const onFront = front.some((f) => f.candidate === c.candidate);
       svg.append('circle').attr('class', `point ${onFront ? 'forward' : 'overlapped hollow'}`).attr('cx', x(c.step_time_s)).attr('cy', y(c.memory_peak_bytes)).attr('r', 5)
-        .append('title').text(`${c.candidate}: ${seconds(c.step_time_s)}, ${bytes(c.memory_peak_bytes)}`);
+        .append('title').text(`${layoutWords(c)}: ${seconds(c.step_time_s)}, ${bytes(c.memory_peak_bytes)}`);
     }
     if (own) {
       svg.append('rect').attr('class', 'point backward').attr('x', x(own.step_time_s) - 5).attr('y', y(own.memory_peak_bytes) - 5).attr('width', 10).attr('height', 10)
         .append('title').text(`the scenario’s own: ${seconds(own.step_time_s)}, ${bytes(own.memory_peak_bytes)}`);
-      svg.append('text').attr('class', 'line-name').attr('x', x(own.step_time_s) + 10).attr('y', y(own.memory_peak_bytes)).attr('dy', '0.35em').text('own plan');
+      svg.append('text').attr('class', 'line-name').attr('x', x(own.step_time_s)).attr('y', y(own.memory_peak_bytes) + 20).attr('text-anchor', 'middle').text('own plan');
     }
-    const row = (c, name) => [name, c.candidate, count(c.gpus), seconds(c.step_time_s), own ? signed(c.step_time_s / own.step_time_s - 1) : '\u2013', bytes(c.memory_peak_bytes), count(c.gpu_hours_per_trillion_tokens), c.full ? 'simulated' : 'coarse'];
+    const row = (c, name) => [name, layoutWords(c), count(c.gpus), seconds(c.step_time_s), own ? signed(c.step_time_s / own.step_time_s - 1) : '\u2013', bytes(c.memory_peak_bytes), count(c.gpu_hours_per_trillion_tokens), c.full ? 'simulated' : 'coarse'];
     const columns = [['Place'], ['Layout'], ['GPUs', 1], ['step', 1], ['against own', 1], ['memory', 1], ['GPU-h/10\u00b9\u00b2', 1], ['known']];
-    const why = (list, name) => (list && list.length ? element('p', {}, `Against ${name}, the winner saves: ${list.slice(0, 4)
+    const why = (list, name) => (list && list.length ? element('p', {}, `Against ${name}, the winner saves: ${list.filter((d) => d.other_s - d.winner_s > 1e-4 * d.other_s).slice(0, 4)
       .map((d) => `${d.phase.replace(/_/g, ' ')} ${seconds(d.other_s - d.winner_s)}`).join(', ')}.`) : null);
     return section('search', 'Layouts',
       `${count(s.counts.candidates)} layouts of ${s.scenario}, ${count(s.counts.too_large)} too large for the memory, ${count(s.counts.timed)} timed, ${count(s.counts.simulated)} simulated in full.`
         + (s.certain === false && s.why_uncertain ? ` The ranking is not certain: ${s.why_uncertain}.` : ''),
       figure(svg, legend([{ name: 'nothing is both faster and smaller', kind: 'forward' }, { name: 'among the best', kind: 'overlapped' }, ...(own ? [{ name: 'the scenario’s own plan', kind: 'backward' }] : [])])),
-      table('The best layouts', columns, [...best.map((c, i) => row(c, String(c.place || i + 1))), ...(own ? [row(own, own.place ? `own (${own.place})` : 'own')] : [])]),
+      table('The best layouts', columns, [...best.map((c, i) => row(c, `${c.place || i + 1}${own && c.candidate === own.candidate ? ', own plan' : ''}`)),
+          ...(own && !best.some((c) => c.candidate === own.candidate) ? [row(own, own.place ? `own (${own.place})` : 'own')] : [])]),
+      timed(s.time_and_gpus).length > 1 ? table('Faster, or on fewer GPUs', columns, timed(s.time_and_gpus).map((c) => row(c, `${count(c.gpus)} GPUs`))) : null,
       why(s.against_second, 'the second'), why(s.against_own, 'the own plan'));
   }
 
@@ -529,7 +558,7 @@
     const row = (name, x, kind) => [name, kind || '', x.gpus ? count(x.gpus) : '', x.tokens ? count(x.tokens) : '', known(x.gpu_hours, count), known(x.wall_s, digits, 1 / 86400), known(x.energy_kwh, count, 1e-3), known(x.cost_usd, usd)];
     const stages = b.stages || [];
     const svg = stages.length > 1 && middle(b.total.gpu_hours) > 0 ? stackedBars({ label: 'GPU-hours by stage', rows: [
-      { name: 'GPU-hours', parts: stages.map((s) => middle(s.gpu_hours)) }], keys: stages.map((s, i) => ({ name: s.name, kind: PHASES[[3, 1, 2, 0, 4, 5][i % 6]].kind })), format: count, title: 'GPU-hours' }) : null;
+      { name: 'GPU-hours', parts: stages.map((s) => middle(s.gpu_hours)) }], keys: stages.map((s, i) => ({ name: s.name, kind: PHASES[[3, 1, 2, 0, 4, 5][i % 6]].kind })), format: count }) : null;
     const a = b.assumptions || {};
     const facts = [a.goodput !== undefined ? `goodput ${percent(a.goodput)}${a.goodput_source ? ` (${a.goodput_source})` : ''}` : null,
       a.usd_per_gpu_hour ? `${a.usd_per_gpu_hour.toFixed(2)} USD a GPU-hour${a.money_source ? ` (${a.money_source})` : ''}` : null,
@@ -580,7 +609,7 @@
     return section('measured', 'Simulated against measured',
       `${m.file}: the step took ${seconds(j.measured_step_s)}, simulated ${seconds(j.predicted_step_s)} (${signed(j.predicted_step_s / j.measured_step_s - 1)}).`,
       table('Ops by kind, both timelines', [['Kind'], ['ops', 1], ['predicted', 1], ['measured', 1], ['error', 1], ['median of shapes', 1]],
-        j.kinds.map((k) => [k.what, count(k.ops), seconds(k.predicted_s), seconds(k.measured_s), signed(k.error), percent(k.median_error)])));
+        j.kinds.map((k) => [k.what.replace(/_/g, ' '), count(k.ops), seconds(k.predicted_s), seconds(k.measured_s), signed(k.error), percent(k.median_error)])));
   }
 
   function assumptions({ assumptions: list }) {
@@ -880,7 +909,7 @@
         g.textAlign = 'left';
         const rank = row.rank;
         g.font = r === this.row && document.activeElement === this.canvas ? 'bold 11px system-ui, sans-serif' : '11px system-ui, sans-serif';
-        g.fillText(this.both ? `${rank.position}: ${row.name}` : `${rank.position}: stages ${rank.stages.join(', ')}`.slice(0, 19), 2, y + this.rowHeight / 2);
+        g.fillText(this.both ? `${rank.position}: ${row.name}` : positionName(rank), 2, y + this.rowHeight / 2);
         g.font = '11px system-ui, sans-serif';
         g.textAlign = 'center';
         this.spans(row, r, (box, kind, text) => {
@@ -1014,7 +1043,7 @@
     const made = section('timeline', 'The step as a timeline',
       `${ops.toLocaleString('en')} operations of one rank a pipeline position, each with its time: cells from afar, phases nearer, single operations close up. `
         + (scenario.measured ? 'Under each simulated row the measured one, on the same axis.' : ''),
-      legend(PHASES.filter((p) => p.key !== 'bubble').map((p) => (p.key === 'exposed_communication' ? { ...p, name: 'communication' } : p))),
+      legend(PHASES.filter((p) => p.kind === 'communication' || (p.kind !== 'bubble' && scenario.report.phases_s[p.key] > 0)).map((p) => (p.key === 'exposed_communication' ? { ...p, name: 'communication' } : p))),
       view.node,
       element('p', { id: 'timeline-help', class: 'help' }, 'Drag to move, Ctrl and wheel or double click to zoom, click for a name. Keys: + and \u2212 zoom, arrows move and choose a row, n and p go to the next and the previous span, Enter zooms to it, Home shows the whole step.'));
     view.load();

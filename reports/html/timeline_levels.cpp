@@ -73,14 +73,8 @@ class LevelsBuilder {
 
  private:
   std::size_t add_cells(const std::vector<CellSpan>& spans, Spans& to) {
-    std::vector<const CellSpan*> ordered;
-    for (const CellSpan& span : spans) {
-      if (span.owned_from_ps < span.end_ps) ordered.push_back(&span);
-    }
-    std::stable_sort(ordered.begin(), ordered.end(), [](const CellSpan* a, const CellSpan* b) {
-      return a->owned_from_ps < b->owned_from_ps;
-    });
-    for (const CellSpan* span : ordered) {
+    const std::vector<const CellSpan*> owned = owned_in_order(spans);
+    for (const CellSpan* span : owned) {
       const Cell& cell = program_.cells()[span->cell];
       to.push(span->owned_from_ps, span->end_ps);
       levels_.cells["kind"].push(static_cast<std::int64_t>(cell.kind));
@@ -89,7 +83,7 @@ class LevelsBuilder {
       levels_.cells["micro_batch"].push(cell.micro_batch);
       levels_.cells["pair_micro_batch"].push(cell.pair_micro_batch);
     }
-    return ordered.size();
+    return owned.size();
   }
 
   TimelineLane add_lane(StreamKind kind, std::span<const OpId> ops, Spans& phases, Spans& singles) {

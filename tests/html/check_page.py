@@ -18,6 +18,7 @@ import sys
 import tarfile
 import time
 
+sys.dont_write_bytecode = True  # nothing is left in the source
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from chromium import Page, find_chromium
 
@@ -170,7 +171,7 @@ def check_v3(options, check, page):
     begin = window_of(page)[1]
     page.key('ArrowRight')
     check.true('arrows move', window_of(page)[1] > begin)
-    page.evaluate('document.querySelector("#timeline").scrollIntoView()')
+    page.evaluate('document.querySelector("#timeline").scrollIntoView({behavior: "instant"})')
     page.screenshot(os.path.join(options.work, 'timeline_phases.png'), whole=False)
     for _ in range(4):
         page.key('+')
@@ -299,13 +300,27 @@ def check_accessible(options, check, page, name):
 
 
 def hostile_inputs(options):
-    """A small scenario with every name hostile, and what the other verbs might write of it."""
-    with open(os.path.join(options.root, 'scenarios/tiny_deepseek_cpu.yaml')) as file:
-        text = file.read()
-    folder = os.path.join(options.root, 'scenarios/')
-    text = re.sub(r'(model|cluster|text): (?=\w+/)', lambda m: m[0] + folder, text)
-    text = re.sub(r'^name: .*$', lambda m: "name: '%s'" % HOSTILE, text, flags=re.M)
-    path = os.path.join(options.work, 'hostile.yaml')
+    """A small scenario with all names hostile, and what the other verbs might write of it."""
+    scenarios = os.path.join(options.root, 'scenarios')
+
+    def hostile_copy(name, to):
+        """With the name changed, and paths that hold from elsewhere."""
+        with open(os.path.join(scenarios, name)) as file:
+            text = file.read()
+        folder = os.path.dirname(os.path.join(scenarios, name))
+        text = re.sub(r'^(\w*): (\.\./\S+|\w+/\S+)$', lambda m: '%s: %s' % (m[1], os.path.normpath(os.path.join(folder, m[2]))), text, flags=re.M)
+        text = re.sub(r'^  text: (\S+)$', lambda m: '  text: %s' % os.path.join(folder, m[1]), text, flags=re.M)
+        text, names = re.subn(r'^name: .*$', "name: '%s'" % HOSTILE, text, flags=re.M)
+        assert names == 1, name
+        with open(os.path.join(options.work, to), 'w') as file:
+            file.write(text)
+        return file.name, text
+
+    model, _ = hostile_copy('models/tiny_deepseek.yaml', 'hostile_model.yaml')
+    cluster, _ = hostile_copy('clusters/h800_node.yaml', 'hostile_cluster.yaml')
+    path, text = hostile_copy('tiny_deepseek_cpu.yaml', '"><img src=x onerror=hacked=1>.yaml')
+    text = re.sub(r'^model: .*$', 'model: ' + model, text, flags=re.M)
+    text = re.sub(r'^cluster: .*$', 'cluster: ' + cluster, text, flags=re.M)
     with open(path, 'w') as file:
         file.write(text)
     phases = {key: 0.5 for key in ('forward', 'backward', 'weight', 'overlapped', 'bubble', 'optimizer', 'exposed_communication')}
@@ -350,6 +365,8 @@ def check_hostile(options, check, page):
     check.true('the title too', HOSTILE in page.evaluate('document.title'))
     check.equal('no image came in', page.evaluate('document.images.length'), 0)
     check.true('nothing ran', page.evaluate('window.hacked') is None)
+    check.equal('names of model and cluster are text', page.evaluate('[...document.querySelectorAll("#assumptions td")].filter((n) => n.textContent === %s).length' % json.dumps(HOSTILE)), 2)
+    check.true('so is that of the file', '"><img src=x onerror=hacked=1>.yaml' in page.evaluate('document.getElementById("foot").textContent'))
     sections = page.evaluate('[...document.querySelectorAll("main > section")].map((s) => s.id)')
     for name in ('compare', 'search', 'budget', 'reliability', 'validation'):
         check.true('section ' + name, name in sections, sections)
@@ -403,7 +420,7 @@ def check_measured(options, check, page):
     joined = page.evaluate('JSON.parse(document.getElementById("page-data").textContent).scenarios[0].measured.joined')
     ended = max(e['ts'] + e['dur'] for e in events) * 1e-6
     check.true('its end is the trace\'s', abs(joined['measured_step_s'] / ended - 1) < 1e-6, (joined['measured_step_s'], ended))
-    page.evaluate('document.querySelector("#timeline").scrollIntoView()')
+    page.evaluate('document.querySelector("#timeline").scrollIntoView({behavior: "instant"})')
     page.screenshot(os.path.join(options.work, 'measured.png'), whole=False)
 
 

@@ -122,6 +122,11 @@ TEST(Judge, AsksForWhatItNeeds) {
   EXPECT_THROW(judge(read("cost <= 1M"), r, budget), InputError);
   budget.budget_cost_usd = 3000;
   EXPECT_EQ(judge(read("cost <= 1M"), r, budget).value, 3000);
+  // A budget without failures gets those that are known; one that has a goodput keeps it.
+  budget.goodput = budget.goodput_low = budget.goodput_high = 0.8;
+  EXPECT_EQ(judge(read("days <= 60"), r, budget).value, 12.5);
+  budget.budget_has_goodput = true;
+  EXPECT_EQ(judge(read("days <= 60"), r, budget).value, 10);
 }
 
 }  // namespace
