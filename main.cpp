@@ -1,6 +1,6 @@
 // orrery VERB ...: one function per verb. Results go to standard output, notes and warnings to
-// standard error. Exit status: 0 fine; 2 the input is wrong; 3 validate missed an aim; 1 anything
-// else.
+// standard error. Exit status: 0 fine; 2 the input is wrong; 3 validate missed an aim; 4 nothing of
+// what a search may choose from fits; 1 anything else.
 
 #include <fmt/core.h>
 #include <unistd.h>
@@ -8,6 +8,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
+#include <csignal>
 #include <cstdlib>
 #include <ctime>
 #include <filesystem>
@@ -22,19 +23,27 @@
 #include "calibrate/local_cluster.hpp"
 #include "calibrate/measure_network.hpp"
 #include "calibrate/read_nccl.hpp"
+#include "calibrate/transport/launched.hpp"
 #include "kernels/device.hpp"
 #include "reports/capacity.hpp"
 #include "reports/compare.hpp"
+#include "reports/compare_profiles.hpp"
 #include "reports/explain.hpp"
+#include "reports/goodput.hpp"
+#include "reports/goodput_runs.hpp"
 #include "reports/html/page.hpp"
 #include "reports/joined.hpp"
 #include "reports/json.hpp"
 #include "reports/network.hpp"
 #include "reports/output.hpp"
+#include "reports/search/search_report.hpp"
+#include "reports/search/search_session.hpp"
 #include "reports/study.hpp"
 #include "reports/terminal.hpp"
 #include "reports/trace.hpp"
+#include "reports/uncertainty.hpp"
 #include "reports/validate.hpp"
+#include "reports/what_if.hpp"
 
 namespace {
 
@@ -42,11 +51,16 @@ using namespace orrery;
 
 constexpr int kWrongInput = 2;
 constexpr int kMissedAim = 3;
+constexpr int kNothingFits = 4;
 
 /// Options of all verbs.
 struct Options {
   std::vector<std::string> files;
-  std::string json;  // empty: none; "-": standard output
+  std::vector<std::string> set;  ///< of what is read, before it is
+  std::vector<std::string> what_if;
+  std::string what_ifs;  ///< a file of them
+  std::string json;      // empty: none; "-": standard output
+  std::string csv;       // likewise
   bool quiet = false;
   std::string trace;
   std::vector<std::uint32_t> trace_ranks;
@@ -73,6 +87,16 @@ struct Options {
   std::optional<DeviceKind> execute;
   std::vector<std::string> calibration;  ///< scenarios whose kernels are measured
   TrainOptions training;
+  SearchOptions search;
+  AskedQuestion question;
+  std::string space;
+  std::string store;
+  bool fresh = false;
+  std::string write_best;
+  double silence_s = 30;  ///< of a rank that is taken to be lost
+  std::int64_t draws = 0;  ///< of prices' errors; 0: none
+  GoodputQuestion goodput;
+  std::string published;  ///< file of published goodput
   CapacityQuestion capacity;
   std::string format = "html";
   std::string page;  ///< of run; empty: none
@@ -92,6 +116,10 @@ bool wants_colour() {
   throw InputError({Problem{{"command line", 0, 0}, std::move(message), std::move(hint), ""}});
 }
 
+Overrides overrides(const Options& options) {
+  return overrides_of(options.set, "--set");
+}
+
 void print_notes(const Options& options, const Scenario& scenario) {
   if (options.quiet) return;
   for (const std::string& note : scenario.notes) fmt::print(stderr, "note: {}\n", note);
@@ -106,7 +134,7 @@ void write_run(const Options& options, Study study);
 
 /// The same step for real. Of MPI ranks only the first has results to write.
 int execute(const Options& options) {
-  const Scenario scenario = read_scenario(options.files[0]);
+  const Scenario scenario = read_scenario(options.files[0], overrides(options));
   TrainOptions training = options.training;
   training.device = *options.execute;
   if (!options.quiet && isatty(STDERR_FILENO) != 0) {
@@ -128,7 +156,7 @@ int run(const Options& options) {
     reject("only one of --json, --trace and --report can go to standard output");
   }
   if (options.execute) return execute(options);
-  Scenario scenario = read_scenario(options.files[0]);
+  Scenario scenario = read_scenario(options.files[0], overrides(options));
   if (options.engine == Engine::sweep && network_of(scenario, options.fidelity) == Network::flows) {
     reject("--engine sweep knows no flows", "add --network formula, or leave --engine out");
   }
@@ -137,6 +165,7 @@ int run(const Options& options) {
                             .network = options.fidelity,
                             .engine = options.engine.value_or(Engine::sweep),
                             .isolated = !options.json.empty() || !options.page.empty()});
+  if (options.draws > 0) study.report.uncertainty = uncertainty(study, {.draws = options.draws});
   write_run(options, std::move(study));
   return 0;
 }
@@ -174,6 +203,7 @@ void write_run(const Options& options, Study study) {
 int report_capacity(Options& options) {
   options.capacity.scenarios = options.files;
   options.capacity.network = options.fidelity;
+  options.capacity.overrides = overrides(options);
   const CapacityReport report = capacity_report(options.capacity);
   for (const CapacityScenario& s : report.scenarios) {
     print_notes(options, s.study.scenario);
@@ -188,7 +218,7 @@ int report_capacity(Options& options) {
 }
 
 int explain_scenario(const Options& options) {
-  Scenario scenario = read_scenario(options.files[0]);
+  Scenario scenario = read_scenario(options.files[0], overrides(options));
   if (options.resolved) {
     write_file("-", to_yaml(scenario));
     return 0;
@@ -199,11 +229,51 @@ int explain_scenario(const Options& options) {
   return 0;
 }
 
+/// One scenario against changes of it.
+int compare_what_ifs(const Options& options) {
+  WhatIfs asked;
+  if (!options.what_ifs.empty()) asked = read_what_ifs(options.what_ifs);
+  for (std::size_t i = 0; i < options.what_if.size(); ++i) {
+    asked.list.push_back(parse_what_if(options.what_if[i], static_cast<int>(i) + 1));
+  }
+  if (!options.files.empty()) asked.scenario = options.files[0];
+  if (asked.scenario.empty() || options.files.size() > 1) {
+    reject("what-ifs change one scenario",
+           "orrery compare SCENARIO --what-if \"NAME: PATH=VALUE\"");
+  }
+  const WhatIfAnswer answer =
+      ask_what_ifs(ScenarioFile(asked.scenario), overrides(options), asked.list, options.fidelity);
+  if (!options.json.empty()) write_file(options.json, to_json(answer));
+  if (options.json != "-") write_file("-", to_terminal(answer));
+  if (options.quiet) return 0;
+  for (const std::string& note : answer.base.notes) fmt::print(stderr, "note: {}\n", note);
+  for (const WhatIfRow& row : answer.rows) {
+    for (const std::string& note : row.notes) {
+      const auto& known = answer.base.notes;
+      if (std::find(known.begin(), known.end(), note) != known.end()) continue;
+      fmt::print(stderr, "note: {}: {}\n", row.what_if.name, note);
+    }
+    if (row.problems.empty()) continue;
+    fmt::print(stderr, "{} cannot run:\n{}", row.what_if.name, format_problems(row.problems));
+  }
+  return 0;
+}
+
 int compare_scenarios(const Options& options) {
+  if (!options.what_if.empty() || !options.what_ifs.empty()) return compare_what_ifs(options);
+  if (options.files.size() < 2) {
+    reject("compare needs two scenarios or more, or one with --what-if or --what-ifs",
+           "see orrery compare --help");
+  }
+  if (is_profile(options.files[0])) {
+    write_file("-", compare_profiles(options.files));
+    return 0;
+  }
   std::vector<Report> reports;
   std::vector<std::string> names;
   for (const std::string& file : options.files) {
-    const Study study = study_step(read_scenario(file), {.network = options.fidelity});
+    const Study study =
+        study_step(read_scenario(file, overrides(options)), {.network = options.fidelity});
     print_notes(options, study.scenario);
     reports.push_back(study.report);
     names.push_back(std::filesystem::path(file).stem().string());
@@ -230,7 +300,9 @@ int validate_runs(Options& options) {
   }
   std::vector<Validation> validations;
   for (const std::string& file : files) {
-    for (Validation& v : validate(file)) validations.push_back(std::move(v));
+    for (Validation& v : validate(file, overrides(options), options.draws)) {
+      validations.push_back(std::move(v));
+    }
   }
   if (!options.json.empty()) write_file(options.json, validation_json(validations));
   if (options.json != "-") write_file("-", validation_table(validations));
@@ -241,9 +313,30 @@ int validate_runs(Options& options) {
   return options.fail_above && any ? kMissedAim : 0;
 }
 
+/// How long a run takes with failures, or what is published of such runs.
+int ask_about_goodput(Options& options) {
+  if (!options.published.empty()) {
+    if (!options.files.empty() || !options.set.empty()) {
+      reject("--published is asked without a scenario, and without --set");
+    }
+    const std::vector<GoodputRun> runs = goodput_runs(options.published);
+    if (!options.json.empty()) write_file(options.json, goodput_json(runs));
+    if (options.json != "-") write_file("-", goodput_table(runs));
+    return 0;
+  }
+  if (options.files.empty()) reject("reliability needs a scenario, or --published");
+  options.goodput.file = options.files[0];
+  options.goodput.overrides = overrides(options);
+  const Goodput answer = ask_goodput(options.goodput);
+  if (!options.json.empty()) write_file(options.json, to_json(answer));
+  if (options.json != "-") write_file("-", to_terminal(answer));
+  return 0;
+}
+
 int ask_about_network(Options& options) {
   NetworkQuestion& question = options.network;
   question.file = options.files[0];
+  question.overrides = overrides(options);
   if (options.collective == "dispatch" || options.collective == "combine") {
     options.exchange.combine = options.collective == "combine";
     question.operation = options.exchange;
@@ -258,6 +351,105 @@ int ask_about_network(Options& options) {
   if (!options.json.empty()) write_file(options.json, to_json(answer));
   if (options.json != "-") write_file("-", to_terminal(answer));
   return 0;
+}
+
+volatile std::sig_atomic_t stop_signal = 0;
+
+/// A line that is written over, on a terminal only.
+void show_search(const SearchProgress& progress) {
+  fmt::print(stderr, "\r\x1b[K{}", progress_text(progress));
+  std::fflush(stderr);
+}
+void end_search_line(const Options& options) {
+  if (!options.quiet && isatty(STDERR_FILENO) != 0) fmt::print(stderr, "\r\x1b[K");
+}
+
+/// What was asked goes to the files and streams that were asked for; its status.
+int answer_search(const Options& options, SearchSession& session) {
+  const SearchInput& input = session.input();
+  const auto write_best = [&](const Candidate& candidate) {
+    if (options.write_best.empty()) return;
+    write_file(options.write_best, scenario_of(candidate, input.scenario, options.write_best));
+  };
+  const auto print = [&](const std::string& summary) {
+    if (options.json != "-" && options.csv != "-") write_file("-", summary);
+  };
+  if (options.question.days || options.question.gpu_hours) {
+    const QuestionOptions how = question_options(session);
+    const double tokens = options.question.tokens;
+    const Answer answer =
+        options.question.days
+            ? smallest_cluster(input.scenario, input.space, tokens, *options.question.days, how)
+            : best_for_budget(input.scenario, input.space, tokens, *options.question.gpu_hours,
+                              how);
+    end_search_line(options);
+    if (!options.json.empty()) {
+      write_file(options.json, to_json(answer, options.question, input.scenario));
+    }
+    print(to_terminal(answer, options.question, input.scenario, {.colour = wants_colour()}));
+    if (answer.met) write_best(answer.choice->layout.candidate);
+    return answer.met ? 0 : kNothingFits;
+  }
+  const Search search(input.scenario, input.space, input.options);
+  const SearchAnswer answer = find_best(session, search);
+  end_search_line(options);
+  if (!options.json.empty()) write_file(options.json, to_json(answer, search));
+  if (!options.csv.empty()) write_file(options.csv, to_csv(answer, search));
+  print(to_terminal(answer, search, {.colour = wants_colour()}));
+  if (answer.result.best.empty()) return kNothingFits;
+  write_best(answer.result.best.front().candidate);
+  return 0;
+}
+
+int search_layouts(const Options& options) {
+  const bool question = options.question.days || options.question.gpu_hours;
+  if (options.json == "-" && options.csv == "-") {
+    reject("--json and --csv cannot both go to standard output");
+  }
+  if (question && !options.csv.empty()) {
+    reject("--csv lists the candidates of a search, not of --days or --gpu-hours");
+  }
+  if (question != (options.question.tokens > 0)) {
+    reject("--tokens goes with --days (the smallest cluster) or --gpu-hours (the fastest layout)");
+  }
+  const auto launched = launched_by();
+  const auto silence = std::chrono::milliseconds(static_cast<int>(1000 * options.silence_s));
+  const auto peers = launched ? open_mpi_peers(*launched, silence) : nullptr;
+  SessionOptions how{.program = "orrery " ORRERY_VERSION,
+                     .command = options.command,
+                     .store = options.store,
+                     .fresh = options.fresh,
+                     .threads = options.threads,
+                     .peers = peers.get()};
+  const auto read = [&] {
+    return read_search(options.files[0], options.space, options.search, overrides(options));
+  };
+  if (peers != nullptr && peers->rank() > 0) {
+    serve_search(*peers, read, how);
+    return 0;
+  }
+  const SearchInput input = read();
+  print_notes(options, input.scenario);
+  if (!options.quiet) {
+    how.note = [](const std::string& text) { fmt::print(stderr, "note: {}\n", text); };
+    if (isatty(STDERR_FILENO) != 0) how.progress = show_search;
+  }
+  for (const int which : {SIGINT, SIGTERM}) {
+    std::signal(which, [](int signal) {
+      stop_signal = signal;
+      std::signal(signal, SIG_DFL);  // a second one means it
+    });
+  }
+  how.stopped = [] { return stop_signal != 0; };
+  SearchSession session(input, how);
+  try {
+    return answer_search(options, session);
+  } catch (const SearchStopped& stopped) {
+    // Now: threads may be at a simulation for a while, and a launcher may not wait for them.
+    end_search_line(options);
+    fmt::print(stderr, "orrery: {}\n", stopped.what());
+    return 128 + stop_signal;
+  }
 }
 
 int calibrate_cluster(const Options& options) {
@@ -328,12 +520,13 @@ void show_progress(const CalibrationProgress& p, double time_limit_s) {
   std::fflush(stderr);
 }
 
-std::vector<Scenario> read_scenarios(const std::vector<std::string>& files) {
+std::vector<Scenario> read_scenarios(const std::vector<std::string>& files,
+                                     const Overrides& overrides) {
   std::vector<Scenario> scenarios;
   std::vector<Problem> problems;
   for (const std::string& file : files) {
     try {
-      scenarios.push_back(read_scenario(file));
+      scenarios.push_back(read_scenario(file, overrides));
     } catch (const InputError& error) {
       problems.insert(problems.end(), error.problems().begin(), error.problems().end());
     }
@@ -394,7 +587,7 @@ Calibration calibrate_scenarios(const Options& options, const std::vector<Scenar
 }
 
 int calibrate_device(const Options& options) {
-  const std::vector<Scenario> scenarios = read_scenarios(options.files);
+  const std::vector<Scenario> scenarios = read_scenarios(options.files, overrides(options));
   for (const Scenario& scenario : scenarios) print_notes(options, scenario);
   const Calibration c = calibrate_scenarios(options, scenarios);
   if (!options.quiet) write_file("-", calibration_report(c));
@@ -402,7 +595,8 @@ int calibrate_device(const Options& options) {
 }
 
 /// One of the ranks whose messages are measured; the first one writes the cluster.
-void calibrate_rank(const Options& options, Transport& transport, const std::string& kind) {
+void calibrate_rank(const Options& options, Transport& transport,
+                    const std::shared_ptr<const kernels::Nccl>& nccl, const std::string& kind) {
   NetworkMeasureOptions how;
   how.limit_s = std::min(how.limit_s, options.time_limit_s);
   const bool show = !options.quiet && isatty(STDERR_FILENO) != 0;
@@ -412,16 +606,13 @@ void calibrate_rank(const Options& options, Transport& transport, const std::str
                  point.bytes, 1e6 * point.seconds.median);
     };
   }
-  LocalClusterInputs inputs;
-  inputs.points = measure_network(transport, how);
-  inputs.copy_bytes_per_s = measure_copy_rate(transport);
+  LocalClusterInputs inputs =
+      nccl != nullptr ? measure_gpus(transport, nccl, how) : measure_ranks(transport, how);
   if (transport.rank() == 0) {
-    const std::string machine = kernels::open_cpu_device()->name();
-    inputs.ranks = transport.ranks();
-    inputs.name = fmt::format("{} ranks on {}", transport.ranks(), machine);
+    inputs.name = fmt::format("{} ranks on {}", transport.ranks(), inputs.machine);
     inputs.profile = options.profile;
     inputs.provenance =
-        fmt::format("{}, {} ranks as {}; {}, orrery {}, {}", machine, transport.ranks(), kind,
+        fmt::format("{}, {} ranks as {}; {}, orrery {}, {}", inputs.machine, transport.ranks(), kind,
                     options.command, ORRERY_VERSION, today());
     Problems problems;
     const LocalCluster local = fit_local_cluster(inputs, problems);
@@ -441,20 +632,27 @@ int calibrate_ranks(const Options& options) {
   if (!std::filesystem::exists(options.profile)) {
     reject("--profile: there is no file " + options.profile);
   }
+  std::shared_ptr<const kernels::Nccl> nccl;
+  if (options.device == "cuda") {
+    auto loaded = kernels::Nccl::load();
+    if (const auto* why = std::get_if<std::string>(&loaded)) throw std::runtime_error(*why);
+    nccl = std::get<0>(loaded);
+  }
   constexpr auto kTimeout = std::chrono::minutes(2);
   if (const auto transport = open_mpi_transport(kTimeout)) {
     if (transport->ranks() != options.ranks) {
       reject(fmt::format("--ranks {}, but there are {}", options.ranks, transport->ranks()));
     }
     try {
-      calibrate_rank(options, *transport, "MPI processes");
+      calibrate_rank(options, *transport, nccl, "MPI processes");
     } catch (const std::exception& error) {
       transport->abort(error.what());
       throw;
     }
   } else {
-    run_in_process(options.ranks, kTimeout,
-                   [&](Transport& each) { calibrate_rank(options, each, "threads of a process"); });
+    run_in_process(options.ranks, kTimeout, [&](Transport& each) {
+      calibrate_rank(options, each, nccl, "threads of a process");
+    });
   }
   return 0;
 }
@@ -463,18 +661,20 @@ int calibrate_ranks(const Options& options) {
 /// executes it, and joins the two op by op.
 int validate_execution(Options& options) {
   if (options.files.size() != 1) reject("--execute needs one scenario to validate");
-  Scenario scenario = read_scenario(options.files[0]);
+  Scenario scenario = read_scenario(options.files[0], overrides(options));
   print_notes(options, scenario);
   options.device = *options.execute == DeviceKind::cuda ? "cuda" : "cpu";
   options.threads = options.training.threads;
+  double calibrated_reference_s = 0;
   if (!options.calibration.empty()) {
     if (options.out.empty()) {
       options.out =
           (std::filesystem::temp_directory_path() / fmt::format("orrery-{}.yaml", getpid()))
               .string();
     }
-    const Calibration c = calibrate_scenarios(options, read_scenarios(options.calibration));
+    const Calibration c = calibrate_scenarios(options, read_scenarios(options.calibration, {}));
     if (!options.quiet && options.json != "-") write_file("-", calibration_report(c) + "\n");
+    calibrated_reference_s = c.reference_s;
   }
   if (!options.out.empty()) {
     Problems problems;
@@ -483,12 +683,20 @@ int validate_execution(Options& options) {
     scenario.profile.file = options.out;
   }
   options.training.device = *options.execute;
+  const auto reference_s = [&] {
+    return calibrated_reference_s > 0 ? reference_seconds(*open_device(options).device) : 0;
+  };
+  const double before_s = reference_s();
   const TrainingRun run = train(scenario, options.training);
   if (!run.first_rank) return 0;
+  const double executed_reference_s = (before_s + reference_s()) / 2;
   // Alone on a machine, ranks are threads or processes that share it: the formula knows them.
   ProgramRun predicted = run_program(scenario, run.program, Network::formula);
-  const Joined joined =
+  Joined joined =
       join_timelines(scenario, run.program, predicted.prices, predicted.timeline, run.timeline);
+  if (executed_reference_s > 0) {
+    joined.relative_speed = calibrated_reference_s / executed_reference_s;
+  }
   if (!options.json.empty()) write_file(options.json, to_json(joined));
   if (options.json != "-") {
     write_file("-", fmt::format("{}, executed on {}\n\n", scenario.name, run.device) +
@@ -538,6 +746,14 @@ int main_of(int argc, char** argv) {
   const auto scenario = [&](CLI::App* verb) {
     verb->add_option("scenario", options.files, "scenario file")->required()->expected(1);
   };
+  const auto set = [&](CLI::App* verb, const char* text) {
+    verb->add_option("--set", options.set, text)
+        ->option_text("PATH=VALUE")
+        ->allow_extra_args(false);
+  };
+  constexpr const char* kSet =
+      "what if: plan.layout.pp=8, cluster.nic.bandwidth=*2, plan.routing= (may be given again; "
+      "sim/overrides.hpp)";
   const auto json = [&](CLI::App* verb) {
     verb->add_option("--json", options.json, "write JSON to this file, - for standard output");
   };
@@ -587,6 +803,7 @@ int main_of(int argc, char** argv) {
 
   CLI::App* run_verb = app.add_subcommand("run", "simulate one step of a scenario");
   scenario(run_verb);
+  set(run_verb, kSet);
   json(run_verb);
   quiet(run_verb);
   all_ranks(run_verb);
@@ -607,30 +824,52 @@ int main_of(int argc, char** argv) {
       ->check(CLI::IsMember({"sweep", "events"}));
   run_verb->add_flag("--timing", options.timing, "also say how long the simulation took");
   execution(run_verb, "train for real, on CPU or GPU, instead of simulating");
+  const auto draws = [&](CLI::App* verb) {
+    verb->add_flag("--uncertainty{200}", options.draws,
+                   "how sure the step's time is: draws of the prices' errors (--uncertainty=500)")
+        ->check(CLI::Range(10, 1'000'000))
+        ->excludes("--execute");
+  };
+  draws(run_verb);
 
   run_verb->add_option("--report", options.page, "write the capacity report, one HTML file");
 
   CLI::App* explain_verb =
       app.add_subcommand("explain", "resolved scenario, counts, memory, layout, Program, prices");
   scenario(explain_verb);
+  set(explain_verb, kSet);
   all_ranks(explain_verb);
   network(explain_verb);
   explain_verb->add_flag("--resolved", options.resolved, "only the resolved scenario");
 
-  CLI::App* compare_verb = app.add_subcommand("compare", "scenarios side by side");
-  compare_verb->add_option("scenarios", options.files, "two or more scenario files")
-      ->required()
-      ->expected(2, 16);
+  CLI::App* compare_verb =
+      app.add_subcommand("compare", "scenarios side by side, or one against changes of it");
+  compare_verb
+      ->add_option("scenarios", options.files,
+                   "two or more scenarios, or one with what-ifs; or a measured profile and others "
+                   "that price what it measured")
+      ->expected(0, 16);
+  compare_verb
+      ->add_option("--what-if", options.what_if,
+                   "a variant of the scenario: \"BF16: plan.precision=bf16, plan.recompute=full\" "
+                   "(may be given again)")
+      ->option_text("NAME: PATH=VALUE, ...")
+      ->allow_extra_args(false);
+  compare_verb->add_option("--what-ifs", options.what_ifs,
+                           "a file of variants, and the scenario if none is given");
+  set(compare_verb, kSet);
   network(compare_verb);
   json(compare_verb);
   quiet(compare_verb);
 
   CLI::App* validate_verb = app.add_subcommand("validate", "predicted against published");
   validate_verb->add_option("runs", options.files, "files (default: scenarios/runs/*.yaml)");
+  set(validate_verb, "what if, in every scenario that the runs name: plan.recompute=none");
   json(validate_verb);
   validate_verb->add_flag("--fail-above", options.fail_above, "exit 3 if an aim is missed");
   quiet(validate_verb);
   execution(validate_verb, "execute a scenario's step, on CPU or GPU, and compare the prediction");
+  draws(validate_verb);
   validate_verb
       ->add_option("--calibrate", options.calibration,
                    "scenarios whose kernels are measured first, for the prediction")
@@ -639,6 +878,98 @@ int main_of(int argc, char** argv) {
       ->add_option("--profile", options.out,
                    "profile to predict with; with --calibrate, where it is written")
       ->needs("--execute");
+
+  CLI::App* search_verb =
+      app.add_subcommand("search", "the best layouts of a scenario's model on its cluster");
+  scenario(search_verb);
+  search_verb->add_option(
+      "--space", options.space,
+      "file with what may be chosen (default: the scenario's `search:` section)");
+  search_verb->add_option(
+      "--store", options.store,
+      "SQLite file that keeps all evaluations; a search that was stopped goes on");
+  search_verb->add_flag("--fresh", options.fresh, "give up what the store has")->needs("--store");
+  search_verb->add_option("--top", options.search.best, "layouts to rank (10)")
+      ->check(CLI::Range(1, 1000));
+  search_verb->add_option("--full", options.search.full, "full simulations at most (1000)")
+      ->check(CLI::Range(1, 1'000'000));
+  search_verb
+      ->add_option("--memory-share", options.search.memory_share,
+                   "of the device's memory that a layout may need (1)")
+      ->check(CLI::Range(0.01, 1.0));
+  const auto count = [&](const char* name, auto assign, const char* text) {
+    return search_verb
+        ->add_option_function<std::string>(
+            name, [assign](const std::string& word) { assign(*parse_count(word)); }, text)
+        ->check([](const std::string& word) {
+          const auto value = parse_count(word);
+          return value && *value > 0
+                     ? ""
+                     : fmt::format("'{}' is no number such as 60, 2.8M or 14.8T", word);
+        });
+  };
+  count(
+      "--tokens", [&](double n) { options.question.tokens = n; }, "to train, as 14.8T");
+  CLI::Option* days = count(
+      "--days", [&](double n) { options.question.days = n; },
+      "with --tokens: the smallest cluster that takes no longer");
+  count(
+      "--gpu-hours", [&](double n) { options.question.gpu_hours = n; },
+      "with --tokens: the fastest layout that takes no more, as 2.8M")
+      ->excludes(days);
+  search_verb->add_option("--threads", options.threads, "of each process (default: this machine's)")
+      ->check(CLI::Range(1, 4096));
+  search_verb
+      ->add_option("--timeout", options.silence_s,
+                   "under mpirun: seconds of silence after which a rank is lost (30)")
+      ->check(CLI::Range(0.1, 1e6));
+  search_verb->add_option("--csv", options.csv,
+                          "write all candidates as CSV to this file, - for standard output");
+  search_verb->add_option("--write-best", options.write_best,
+                          "write the best layout as a scenario to this file");
+  search_verb
+      ->add_option_function<std::string>(
+          "--network",
+          [&](const std::string& word) {
+            options.search.network = word == "flows" ? Network::flows : Network::formula;
+          },
+          "of full simulations (default: flows where the cluster has a fabric)")
+      ->check(CLI::IsMember({"formula", "flows"}));
+  set(search_verb, kSet);
+  json(search_verb);
+  quiet(search_verb);
+
+  CLI::App* reliability_verb =
+      app.add_subcommand("reliability", "goodput and calendar time of a run, with failures");
+  reliability_verb->add_option("scenario", options.files, "scenario file")->expected(0, 1);
+  reliability_verb->add_option("--with", options.goodput.reliability,
+                               "file of what fails (default: the scenario's reliability)");
+  const auto amount = [&](const char* name, double& value, Dimension dimension, const char* text) {
+    return reliability_verb
+        ->add_option_function<std::string>(
+            name,
+            [&value, dimension](const std::string& word) {
+              value = *parse_quantity(word, dimension);
+            },
+            text)
+        ->check([dimension](const std::string& word) {
+          std::string why;
+          const auto read = parse_quantity(word, dimension, &why);
+          if (!read) return "'" + word + "' is no amount" + (why.empty() ? "" : ": " + why);
+          return std::string(*read > 0 ? "" : "must be above zero");
+        });
+  };
+  CLI::Option* tokens = amount("--tokens", options.goodput.tokens, Dimension::scalar,
+                               "to train on, as 14.8e12: at the simulated step's rate");
+  amount("--time", options.goodput.useful_s, Dimension::seconds,
+         "of useful training instead, as \"54 days\"")
+      ->excludes(tokens);
+  reliability_verb->add_option("--trials", options.goodput.options.trials, "to simulate (1000)")
+      ->check(CLI::Range(10, 1'000'000));
+  reliability_verb->add_flag("--published{scenarios/reliability/published.yaml}", options.published,
+                             "instead: what other clusters' failures predict for published runs");
+  json(reliability_verb);
+  set(reliability_verb, kSet);
 
   CLI::App* report_verb =
       app.add_subcommand("report", "what a capacity-planning review needs, in one file");
@@ -652,7 +983,7 @@ int main_of(int argc, char** argv) {
                           "what must be reached, as \"tokens/day >= 250G\"; may be repeated")
       ->expected(1)
       ->take_all();
-  const auto amount = [&](const char* name, double& value, const char* text) {
+  const auto decimal = [&](const char* name, double& value, const char* text) {
     report_verb
         ->add_option_function<std::string>(
             name, [&value](const std::string& word) { value = *parse_tokens(word); }, text)
@@ -660,15 +991,20 @@ int main_of(int argc, char** argv) {
           return parse_tokens(word) ? "" : "'" + word + "' is no number such as 14.8T";
         });
   };
-  amount("--tokens", capacity.tokens, "of the whole run, as 14.8T");
-  amount("--usd-per-gpu-hour", capacity.usd_per_gpu_hour, "what a GPU-hour costs");
+  decimal("--tokens", capacity.tokens, "of the whole run, as 14.8T");
+  decimal("--usd-per-gpu-hour", capacity.usd_per_gpu_hour, "what a GPU-hour costs");
   report_verb->add_option("--measured", capacity.measured,
                           "trace of the first scenario's step as it ran (run --execute --trace)");
   report_verb->add_option("--search", capacity.search, "JSON of orrery search");
   report_verb->add_option("--budget", capacity.budget, "JSON of orrery budget");
   report_verb->add_option("--reliability", capacity.reliability, "JSON of orrery reliability");
   report_verb->add_option("--validation", capacity.validation, "JSON of orrery validate");
+  report_verb
+      ->add_flag("--uncertainty{200}", capacity.draws,
+                 "how sure the steps' times are: draws of the prices' errors (--uncertainty=500)")
+      ->check(CLI::Range(10, 1'000'000));
   network(report_verb);
+  set(report_verb, kSet);
   quiet(report_verb);
 
   CLI::App* network_verb =
@@ -676,6 +1012,7 @@ int main_of(int argc, char** argv) {
   network_verb->add_option("cluster", options.files, "cluster file, or scenario file")
       ->required()
       ->expected(1);
+  set(network_verb, "what if, a path in the file: nic.bandwidth=*2");
   json(network_verb);
   network_verb
       ->add_option("--collective", options.collective, "print its times in nccl-tests' columns")
@@ -732,6 +1069,7 @@ int main_of(int argc, char** argv) {
   calibrate_verb
       ->add_option("scenarios", options.files, "scenario files: what their steps need is measured")
       ->expected(0, 64);
+  set(calibrate_verb, "what if, in every scenario: plan.sequence_length=8192");
   calibrate_verb->add_option("-o,--out", options.out,
                              "write the profile, or cluster, to this file");
   calibrate_verb->add_option("--device", options.device, "default: the GPU if there is one")
@@ -760,7 +1098,7 @@ int main_of(int argc, char** argv) {
   calibrate_verb
       ->add_option("--ranks", options.ranks,
                    "measure how so many ranks on this machine talk (as `run --execute` runs them; "
-                   "under mpirun, those), and write a cluster to --out")
+                   "under mpirun, those; GPUs with --device cuda), and write a cluster to --out")
       ->check(CLI::Range(2, 64));
   calibrate_verb->add_option("--profile", options.profile, "the cluster's device, with --ranks")
       ->needs("--ranks");
@@ -788,6 +1126,8 @@ int main_of(int argc, char** argv) {
   if (*run_verb) return run(options);
   if (*explain_verb) return explain_scenario(options);
   if (*compare_verb) return compare_scenarios(options);
+  if (*search_verb) return search_layouts(options);
+  if (*reliability_verb) return ask_about_goodput(options);
   if (*report_verb) return report_capacity(options);
   if (*network_verb) return ask_about_network(options);
   if (*calibrate_verb) return calibrate_something(options);

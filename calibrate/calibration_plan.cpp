@@ -47,7 +47,10 @@ class Planner {
     }
     const MemoryTimeline memory = trace_memory(program, sweep(program, prices));
     for (const MemoryPeak& peak : memory.peaks) {
-      plan_.step_bytes = std::max(plan_.step_bytes, peak.bytes);
+      // The optimizer's states are touched once a step.
+      const std::int64_t states =
+          peak.bytes_by_kind[static_cast<std::size_t>(MemoryKind::optimizer_state)];
+      plan_.pass_bytes = std::max(plan_.pass_bytes, peak.bytes - states);
     }
   }
 

@@ -20,7 +20,9 @@ struct CalibrationItem {
 
 struct CalibrationPlan {
   std::vector<CalibrationItem> items;
-  std::int64_t step_bytes = 0;  ///< memory that the largest of the steps has in use on one rank
+  /// Of the largest of the steps on one rank: what forward and backward of a micro-batch touch,
+  /// parameters, gradients and activations. They come again in the next one.
+  std::int64_t pass_bytes = 0;
   std::vector<std::unique_ptr<Plan>> plans;  ///< that settings point to, beside the scenarios'
 };
 

@@ -35,6 +35,7 @@ class DeviceTimer final : public Timed {
               int sms, OpCalls reference, bool flush);
 
   double run(int repeats) override;
+  int period() const override { return static_cast<int>(slots_.size()); }
   double reference() override;
   double now_s() override;
 

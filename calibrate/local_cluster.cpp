@@ -102,7 +102,7 @@ Cluster first_guess(const LocalClusterInputs& in, const std::vector<LinearFit>& 
   c.name = in.name;
   c.gpus_per_node = in.ranks;
   c.profile = in.profile;
-  c.nvlink_peak_bytes_per_s = in.copy_bytes_per_s;
+  c.nvlink_peak_bytes_per_s = in.link_copy_bytes_per_s;
   for (const NetworkPoint& point : in.points) {
     c.nvlink_peak_bytes_per_s =
         std::max(c.nvlink_peak_bytes_per_s, bytes_sent(point) / point.seconds.median);
@@ -162,8 +162,36 @@ LinearFit fit_linear(const std::vector<NetworkPoint>& points) {
           .held_out = summarise(std::string(name_of(points[0].op)), std::move(ratios))};
 }
 
+LocalClusterInputs measure_ranks(Transport& transport, const NetworkMeasureOptions& options) {
+  LocalClusterInputs inputs;
+  inputs.ranks = transport.ranks();
+  inputs.points = measure_network(transport, options);
+  inputs.copy_bytes_per_s = measure_copy_rate(transport);
+  inputs.link_copy_bytes_per_s = inputs.copy_bytes_per_s;  // all ranks' memory is the machine's
+  if (transport.rank() == 0) inputs.machine = kernels::open_cpu_device()->name();
+  return inputs;
+}
+
+LocalClusterInputs measure_gpus(Transport& transport, std::shared_ptr<const kernels::Nccl> nccl,
+                                NetworkMeasureOptions options) {
+  options.most_bytes = std::int64_t{256} << 20;
+  const std::string library = nccl->name();
+  GpuNetwork measured = measure_gpu_network(transport, std::move(nccl), options);
+  LocalClusterInputs inputs;
+  inputs.ranks = transport.ranks();
+  inputs.points = std::move(measured.points);
+  inputs.copy_bytes_per_s = measured.copy_bytes_per_s;
+  for (const PeerCopy& copy : measured.peers) {
+    inputs.link_copy_bytes_per_s = std::max(inputs.link_copy_bytes_per_s, copy.bytes_per_s);
+  }
+  inputs.peers = std::move(measured.peers);
+  inputs.machine = fmt::format("{}, {}", measured.device, library);
+  return inputs;
+}
+
 LocalCluster fit_local_cluster(const LocalClusterInputs& inputs, Problems& problems) {
   LocalCluster local;
+  local.peers = inputs.peers;
   const Groups groups = by_group(inputs.points);
   for (const auto& [key, points] : groups) local.lines.push_back(fit_linear(points));
   std::vector<double> noise;
@@ -189,16 +217,17 @@ LocalCluster fit_local_cluster(const LocalClusterInputs& inputs, Problems& probl
   c.nvlink.source = fmt::format(
       "measured on this machine ({}): bandwidth as the collectives; latency: base of base + bytes "
       "/ "
-      "bandwidth of alltoalls on {}; peak: the best rate that a message or a copy in memory "
+      "bandwidth of alltoalls on {}; peak: the best rate that a message or a copy from rank to "
+      "rank "
       "reached",
       inputs.provenance, inputs.ranks);
   return local;
 }
 
 std::string local_cluster_report(const LocalCluster& local) {
-  std::string out =
-      fmt::format("{:<16} {:>5} {:>11} {:>14} {:>10} {:>8} {:>8}\n", "base + bytes/bw", "ranks",
-                  "base", "bandwidth", "held out", "median", "90 %");
+  std::string out = local.peers.empty() ? "" : peer_copy_report(local.peers) + "\n";
+  out += fmt::format("{:<16} {:>5} {:>11} {:>14} {:>10} {:>8} {:>8}\n", "base + bytes/bw", "ranks",
+                     "base", "bandwidth", "held out", "median", "90 %");
   for (const LinearFit& line : local.lines) {
     out += fmt::format("{:<16} {:>5} {:>8.2f} us {:>9.3f} GB/s {:>10} {:>6.1f} % {:>6.1f} %\n",
                        name_of(line.op), line.members, line.base_s * 1e6, line.bytes_per_s * 1e-9,

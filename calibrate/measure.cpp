@@ -40,17 +40,30 @@ Measurement attempt(Timed& timed, const MeasureOptions& options, int repeats, do
   return m;
 }
 
+/// Seconds of one run, once caches know what comes again.
+double warm_up(Timed& timed, const MeasureOptions& options, double until_s) {
+  const int runs = std::min(timed.period(), options.max_repeats);
+  double s = timed.run(runs);
+  for (int i = 1; i < options.max_periods && timed.now_s() < until_s; ++i) {
+    const double last_s = s;
+    s = timed.run(runs);
+    if (s > (1 - options.settled) * last_s) break;
+  }
+  return s / runs;
+}
+
 }  // namespace
 
 Measurement measure(Timed& timed, const MeasureOptions& options, std::vector<double>& references) {
-  // The first run loads code and touches pages; the second is like those that follow.
+  // The first run loads code and touches pages.
   const double until_s = timed.now_s() + options.limit_s;
   const double first_s = timed.run(1);
   if (first_s >= options.limit_s) {
     // There is no time for more. How well a single run is known, it does not tell.
     return {.seconds = first_s, .error = 1, .samples = 1};
   }
-  const int repeats = repeats_for(timed.run(1), options);
+  const double warm_s = warm_up(timed, options, until_s - options.limit_s / 2);
+  const int repeats = repeats_for(warm_s, options);
   Measurement best = attempt(timed, options, repeats, until_s, references);
   for (int i = 1; i < options.attempts && !best.steady && timed.now_s() < until_s; ++i) {
     const Measurement next = attempt(timed, options, repeats, until_s, references);

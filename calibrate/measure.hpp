@@ -15,6 +15,8 @@ class Timed {
   virtual ~Timed() = default;
   /// Seconds that `repeats` runs in a row take, of all together.
   virtual double run(int repeats) = 0;
+  /// Runs after which operands come again.
+  virtual int period() const = 0;
   /// Seconds of a fixed piece of work, whose time tells how fast the machine is at this moment
   /// (clocks that throttle, neighbours that take the processor).
   virtual double reference() = 0;
@@ -30,6 +32,9 @@ struct MeasureOptions {
   double limit_s = 5;      ///< of the clock, for all attempts: no sample begins later
   double largest_drift = 0.05;
   int attempts = 3;
+  /// Warming up ends when a period is not shorter than the one before by more than this ...
+  double settled = 0.03;
+  int max_periods = 12;  ///< ... or after so many
 };
 
 struct Measurement {
@@ -44,7 +49,9 @@ struct Measurement {
   bool steady = true;  ///< drift within largest_drift
 };
 
-/// Warms up with two runs, the second of which decides how many runs a sample needs; a first run
+/// Warms up: a last-level cache that learns what is used again takes several periods until it keeps
+/// it, as it does in the steps of a training, so periods are run until they do not get shorter, for
+/// half of the limit at most. The last tells how many runs a sample needs; a first run
 /// that takes all of the limit is the measurement. Samples until the rule
 /// or the limit says so, at least one. Where the reference's time moved by more than
 /// `largest_drift`, all samples are dropped and taken again, at most `attempts` times; the

@@ -12,20 +12,8 @@
 namespace orrery {
 namespace {
 
-/// When each of a batch of runs began and ended on one rank, on rank 0's clock.
-struct Span {
-  std::int64_t begin_ns = 0;
-  std::int64_t end_ns = 0;
-};
-
 constexpr std::uint64_t kTag = 0;  // of all messages here: they come in order
 constexpr std::size_t kBatch = 10;
-
-std::vector<int> group_of(int rank, int members) {
-  std::vector<int> group(static_cast<std::size_t>(members));
-  std::iota(group.begin(), group.end(), rank / members * members);
-  return group;
-}
 
 /// Buffers of one size after the other in a stretch of memory that no cache holds: a step comes
 /// back to the same memory only after it has touched much else.
@@ -56,20 +44,29 @@ class Rotation {
   std::size_t at_ = 0;
 };
 
-/// One rank's part in a point.
-class Part {
+class HostOperations final : public GroupOperations {
  public:
-  Part(Transport& transport, NcclOp op, int members, std::size_t bytes, Rotation& buffers)
-      : transport_(transport),
-        op_(op),
-        group_(group_of(transport.rank(), members)),
-        each_(bytes / group_.size()),
-        buffers_(buffers),
-        even_(group_.size(), each_) {
+  HostOperations(Transport& transport, std::int64_t most_bytes)
+      : transport_(transport), clock_(monotonic_clock()), buffers_(2 * most_bytes) {}
+
+  void prepare(NcclOp op, int members, std::size_t bytes) override {
+    op_ = op;
+    group_ = group_of(transport_.rank(), members);
+    each_ = bytes / group_.size();
+    even_.assign(group_.size(), each_);
     buffers_.begin(bytes);
   }
 
-  void run() {
+  RunSpan run() override {
+    RunSpan span;
+    span.begin_ns = clock_.now_ns();
+    take_part();
+    span.end_ns = clock_.now_ns();
+    return span;
+  }
+
+ private:
+  void take_part() {
     const GroupOp op{.transport = transport_, .group = group_, .tag = kTag, .name = "measuring"};
     const std::span<std::byte> whole = buffers_.next();
     const std::span<std::byte> own = whole.subspan(place() * each_, each_);
@@ -94,20 +91,21 @@ class Part {
     }
   }
 
- private:
   std::size_t place() const { return static_cast<std::size_t>(transport_.rank() - group_.front()); }
 
   Transport& transport_;
-  const NcclOp op_;
-  const std::vector<int> group_;
-  const std::size_t each_;
-  Rotation& buffers_;
-  const std::vector<std::uint64_t> even_;
+  const MachineClock clock_;
+  Rotation buffers_;
+  NcclOp op_ = NcclOp::other;
+  std::vector<int> group_;
+  std::size_t each_ = 0;
+  std::vector<std::uint64_t> even_;
 };
 
 /// The batch's spans of all ranks, on rank 0.
-std::vector<std::vector<Span>> gather_spans(Transport& transport, const std::vector<Span>& own) {
-  std::vector<std::vector<Span>> all;
+std::vector<std::vector<RunSpan>> gather_spans(Transport& transport,
+                                               const std::vector<RunSpan>& own) {
+  std::vector<std::vector<RunSpan>> all;
   for (const auto& bytes : transport.gather(std::as_bytes(std::span(own)))) {
     all.emplace_back(own.size());
     std::memcpy(all.back().data(), bytes.data(), bytes.size());
@@ -125,11 +123,11 @@ bool agree(Transport& transport, bool answer) {
 }
 
 /// Of each group in each run: from the last member's begin to the last one's end.
-void add_samples(const std::vector<std::vector<Span>>& spans, std::size_t members,
+void add_samples(const std::vector<std::vector<RunSpan>>& spans, std::size_t members,
                  std::vector<double>& samples) {
   for (std::size_t first = 0; first < spans.size(); first += members) {
     for (std::size_t run = 0; run < spans[first].size(); ++run) {
-      Span last = spans[first][run];
+      RunSpan last = spans[first][run];
       for (std::size_t rank = first; rank < first + members; ++rank) {
         last.begin_ns = std::max(last.begin_ns, spans[rank][run].begin_ns);
         last.end_ns = std::max(last.end_ns, spans[rank][run].end_ns);
@@ -141,11 +139,11 @@ void add_samples(const std::vector<std::vector<Span>>& spans, std::size_t member
 
 class Measuring {
  public:
-  Measuring(Transport& transport, const NetworkMeasureOptions& options)
+  Measuring(Transport& transport, const NetworkMeasureOptions& options, GroupOperations& operations)
       : transport_(transport),
         options_(options),
-        clock_(monotonic_clock()),
-        buffers_(2 * options.most_bytes) {
+        operations_(operations),
+        clock_(monotonic_clock()) {
     offset_ns_ = clock_offset_ns(transport, clock_);
     began_ns_ = clock_.now_ns();
   }
@@ -154,8 +152,8 @@ class Measuring {
 
   /// On all ranks; what it returns is right on rank 0.
   NetworkPoint point(NcclOp op, int members, std::int64_t bytes, double share_s) {
-    Part part(transport_, op, members, static_cast<std::size_t>(bytes), buffers_);
-    part.run();
+    operations_.prepare(op, members, static_cast<std::size_t>(bytes));
+    operations_.run();
     std::vector<double> samples;
     const std::int64_t began_ns = clock_.now_ns();
     const auto go_on = [&] {
@@ -164,12 +162,12 @@ class Measuring {
              static_cast<double>(clock_.now_ns() - began_ns) < share_s * 1e9;
     };
     while (agree(transport_, go_on())) {
-      std::vector<Span> spans(kBatch);
-      for (Span& span : spans) {
+      std::vector<RunSpan> spans(kBatch);
+      for (RunSpan& span : spans) {
         transport_.barrier("measuring");
-        span.begin_ns = clock_.now_ns() + offset_ns_;
-        part.run();
-        span.end_ns = clock_.now_ns() + offset_ns_;
+        span = operations_.run();
+        span.begin_ns += offset_ns_;
+        span.end_ns += offset_ns_;
       }
       add_samples(gather_spans(transport_, spans), static_cast<std::size_t>(members), samples);
     }
@@ -184,16 +182,29 @@ class Measuring {
  private:
   Transport& transport_;
   const NetworkMeasureOptions& options_;
+  GroupOperations& operations_;
   const MachineClock clock_;
-  Rotation buffers_;
   std::int64_t offset_ns_ = 0;
   std::int64_t began_ns_ = 0;
 };
 
 }  // namespace
 
+std::vector<int> group_of(int rank, int members) {
+  std::vector<int> group(static_cast<std::size_t>(members));
+  std::iota(group.begin(), group.end(), rank / members * members);
+  return group;
+}
+
 std::vector<NetworkPoint> measure_network(Transport& transport,
                                           const NetworkMeasureOptions& options) {
+  HostOperations operations(transport, options.most_bytes);
+  return measure_network(transport, options, operations);
+}
+
+std::vector<NetworkPoint> measure_network(Transport& transport,
+                                          const NetworkMeasureOptions& options,
+                                          GroupOperations& operations) {
   struct Wanted {
     NcclOp op;
     int members;
@@ -211,7 +222,7 @@ std::vector<NetworkPoint> measure_network(Transport& transport,
     }
   }
   std::vector<NetworkPoint> points;
-  Measuring measuring(transport, options);
+  Measuring measuring(transport, options, operations);
   for (std::size_t i = 0; i < wanted.size(); ++i) {
     const double share_s =
         (options.limit_s - measuring.elapsed_s()) / static_cast<double>(wanted.size() - i);

@@ -20,6 +20,25 @@ struct NetworkPoint {
   Summary seconds;
 };
 
+/// When one rank began and ended its part, on its machine's clock (CLOCK_MONOTONIC).
+struct RunSpan {
+  std::int64_t begin_ns = 0;
+  std::int64_t end_ns = 0;
+};
+
+/// One rank's part in operations of groups: over messages of the host (the Transport), or over
+/// communicators of devices (measure_devices.hpp).
+class GroupOperations {
+ public:
+  virtual ~GroupOperations() = default;
+  /// Runs are of this operation from now on. All ranks call it.
+  virtual void prepare(NcclOp op, int members, std::size_t bytes) = 0;
+  virtual RunSpan run() = 0;
+};
+
+/// The ranks of a group that a rank is in, where groups are of so many.
+std::vector<int> group_of(int rank, int members);
+
 struct NetworkMeasureOptions {
   std::int64_t least_bytes = 256;
   std::int64_t most_bytes = std::int64_t{16} << 20;  ///< from one to the next by factors of two
@@ -38,6 +57,10 @@ struct NetworkMeasureOptions {
 /// turns of 64 MiB.
 std::vector<NetworkPoint> measure_network(Transport& transport,
                                           const NetworkMeasureOptions& options);
+/// The same of other operations than the transport's, which still carries what is measured.
+std::vector<NetworkPoint> measure_network(Transport& transport,
+                                          const NetworkMeasureOptions& options,
+                                          GroupOperations& operations);
 
 /// Bytes a second that each rank copies from one large buffer of its own to another while all do:
 /// what no message between them can exceed. All ranks call it; on rank 0, the median of all.

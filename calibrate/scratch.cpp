@@ -183,7 +183,14 @@ void Scratch::begin_op() {
   }
   constants_.clear();
   release_retired();
+  for (auto& [key, pool] : pools_) pool.op_begin = pool.next;
   begin_slot();
+}
+
+void Scratch::repeat_weights() {
+  for (auto& [key, pool] : pools_) {
+    if (key.first == Content::weights) pool.next = pool.op_begin;
+  }
 }
 
 void Scratch::clear() {

@@ -3,9 +3,9 @@
 // that each run of an op touches what no recent one has.
 //
 // Why in turns: between two executions of an op a training step touches the operands of hundreds of
-// others. Weights come from memory; of what the op before has just written, a last-level cache of
-// some tens of MB holds the end at best. An op that is repeated on the same operands would find all
-// of them there.
+// others, and an op that is repeated on the same operands would find all of them in the caches. Nor
+// is what the op before has just written near: on a CPU it lies in other cores' caches, which takes
+// as long as to get it from the last level; on a GPU it is as large as the caches are.
 
 #include <cstddef>
 #include <cstdint>
@@ -30,7 +30,7 @@ class Scratch {
     outputs,      ///< anything
   };
 
-  /// `rotation_bytes`: how much of each kind is used before the first of it comes again. At most
+  /// `rotation_bytes`: how much is used before the first of it comes again. At most
   /// `limit_bytes` are allocated in all (an operand beyond that is std::bad_alloc, as on a device
   /// that is full). Values follow from the seed. The device outlives it.
   Scratch(kernels::Device& device, std::int64_t rotation_bytes, std::int64_t limit_bytes,
@@ -58,6 +58,9 @@ class Scratch {
   /// Other operands for the same op: what is handed out until the next begin overlaps nothing of
   /// itself.
   void begin_slot();
+  /// The slots to come use this op's weights again, in the same order. In a step forward and
+  /// backward of a micro-batch each use a weight, so weights come again twice as soon as all else.
+  void repeat_weights();
   /// Gives all memory back.
   void clear();
   /// Bytes handed out since begin_slot().
@@ -70,6 +73,7 @@ class Scratch {
     std::int64_t next = 0;
     std::int64_t slot_begin = 0;  ///< where this slot's operands begin ...
     bool wrapped = false;         ///< ... and whether they went on at the front
+    std::int64_t op_begin = 0;    ///< where this op's operands begin
   };
   using Key = std::pair<Content, kernels::Format>;
 

@@ -51,9 +51,13 @@ Function* function_of(void* module, const char* name) {
   return reinterpret_cast<Function*>(dlsym(module, name));
 }
 
-}  // namespace
+struct Module {
+  CudaModuleCount* count = nullptr;
+  CudaModuleOpen* open = nullptr;
+};
 
-std::variant<std::unique_ptr<Device>, std::string> open_cuda_device(int ordinal) {
+/// The module's functions, or why there are none.
+std::variant<Module, std::string> load_module() {
   const auto found = find_module();
   if (const auto* reason = std::get_if<std::string>(&found)) return *reason;
   const std::string file = std::get<std::filesystem::path>(found).string();
@@ -66,17 +70,34 @@ std::variant<std::unique_ptr<Device>, std::string> open_cuda_device(int ordinal)
   void* const module = dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (module == nullptr) return "cannot load " + file + ": " + last_error();
   auto* const version = function_of<CudaModuleVersion>(module, kCudaModuleVersionSymbol);
-  auto* const open = function_of<CudaModuleOpen>(module, kCudaModuleOpenSymbol);
-  if (version == nullptr || open == nullptr) return file + " is not a CUDA module of orrery";
+  const Module functions{.count = function_of<CudaModuleCount>(module, kCudaModuleCountSymbol),
+                         .open = function_of<CudaModuleOpen>(module, kCudaModuleOpenSymbol)};
+  if (version == nullptr) return file + " is not a CUDA module of orrery";
   if (version() != kCudaModuleVersion) {
     return file + " is of another version of orrery (" + std::to_string(version()) + ", not " +
            std::to_string(kCudaModuleVersion) + "): build it again";
   }
+  if (functions.count == nullptr || functions.open == nullptr) {
+    return file + " is not a CUDA module of orrery";
+  }
+  return functions;
+}
+
+}  // namespace
+
+std::variant<std::unique_ptr<Device>, std::string> open_cuda_device(int ordinal) {
+  const auto loaded = load_module();
+  if (const auto* reason = std::get_if<std::string>(&loaded)) return *reason;
   std::array<char, 1024> reason{};
-  if (Device* const device = open(ordinal, reason.data(), reason.size())) {
+  if (Device* const device = std::get<Module>(loaded).open(ordinal, reason.data(), reason.size())) {
     return std::unique_ptr<Device>(device);
   }
   return std::string(reason.data());
+}
+
+int count_cuda_devices() {
+  const auto loaded = load_module();
+  return std::holds_alternative<Module>(loaded) ? std::get<Module>(loaded).count() : 0;
 }
 
 }  // namespace orrery::kernels

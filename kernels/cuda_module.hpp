@@ -9,13 +9,15 @@ namespace orrery::kernels {
 class Device;
 
 /// Counted up whenever Device, Call or what they are made of change.
-inline constexpr int kCudaModuleVersion = 1;
+inline constexpr int kCudaModuleVersion = 2;
 
 inline constexpr const char* kCudaModuleFile = "liborrery_cuda.so";
 inline constexpr const char* kCudaModuleVersionSymbol = "orrery_cuda_module_version";
+inline constexpr const char* kCudaModuleCountSymbol = "orrery_count_cuda_devices";
 inline constexpr const char* kCudaModuleOpenSymbol = "orrery_open_cuda_device";
 
 using CudaModuleVersion = int();
+using CudaModuleCount = int();
 /// A Device to delete, or null and why, cut to `reason_bytes` with its closing zero.
 using CudaModuleOpen = Device*(int ordinal, char* reason, std::size_t reason_bytes);
 

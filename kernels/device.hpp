@@ -68,6 +68,10 @@ class Device {
   /// host work behind it in any stream does not run. Calls behind it do not run on a CPU; on a GPU
   /// those that are enqueued already may.
   virtual void enqueue_host(StreamHandle stream, std::function<void()> work) = 0;
+  /// Memory of `peer`, a device of the same kind in this process, into this one's: between GPUs over
+  /// NVLink where there is a way, else over PCIe. Bytes do not change meanwhile.
+  virtual void enqueue_copy_from(StreamHandle stream, void* to, const Device& peer,
+                                 const void* from, std::size_t bytes) = 0;
   /// An event is recorded at most once between two synchronize().
   virtual void record(StreamHandle stream, EventHandle event) = 0;
   virtual void wait(StreamHandle stream, EventHandle event) = 0;
@@ -77,6 +81,13 @@ class Device {
   /// When the stream reached the event, in nanoseconds of a clock that all ranks of this machine
   /// share (CLOCK_MONOTONIC). Of events recorded before the last synchronize().
   virtual std::int64_t reached_ns(EventHandle event) const = 0;
+  /// Whether the event, recorded since the last synchronize(), was reached. Waits for nothing. Throws
+  /// what has gone wrong meanwhile, which synchronize() will throw again.
+  virtual bool reached(EventHandle event) const = 0;
+
+  /// CUDA's own handle of a stream (cudaStream_t), for libraries that enqueue to it; this device is
+  /// then the calling thread's current one. Null where streams have none.
+  virtual void* native_stream(StreamHandle) { return nullptr; }
 
   /// Writes over the device's last-level cache, so that what follows reads memory.
   virtual void flush_cache(StreamHandle stream) = 0;
@@ -94,5 +105,7 @@ std::unique_ptr<Device> open_cpu_device(int threads = 0);
 /// for beside the running program, or is the file that the environment variable ORRERY_CUDA_MODULE
 /// names.
 std::variant<std::unique_ptr<Device>, std::string> open_cuda_device(int ordinal = 0);
+/// GPUs that the driver shows to this process; 0 where open_cuda_device(0) says why there is none.
+int count_cuda_devices();
 
 }  // namespace orrery::kernels

@@ -93,6 +93,9 @@ std::vector<std::int64_t> Layout::members(GroupKind kind, std::int64_t group) co
 }
 
 std::int64_t Layout::members_per_node(GroupKind kind, std::span<const int> positions) const {
+  // Positions of whole nodes share none, and a group lies in each as it does in the first.
+  if (slots_ % gpus_per_node_ == 0) return members_per_node_of_one(kind, 0);
+  if (positions.size() == 1) return members_per_node_of_one(kind, positions.front());
   std::int64_t most = 0;
   std::vector<std::int64_t> nodes;
   for (std::int64_t group = 0; group < group_count(kind); ++group) {
@@ -112,12 +115,43 @@ std::int64_t Layout::members_per_node(GroupKind kind, std::span<const int> posit
   return most;
 }
 
+std::int64_t Layout::members_per_node_of_one(GroupKind kind, std::int64_t position) const {
+  const Comb comb = comb_of(kind, parallelism_);
+  const std::int64_t block_slots = comb.stride * comb.extent;
+  if (rank(position, 0) % gpus_per_node_ == 0) {
+    // Whole blocks in a node, whole nodes in a block, or a node or more between members.
+    if (gpus_per_node_ % block_slots == 0) return comb.extent;
+    if (comb.stride % gpus_per_node_ == 0) return 1;
+    if (gpus_per_node_ % comb.stride == 0 && block_slots % gpus_per_node_ == 0) {
+      return gpus_per_node_ / comb.stride;
+    }
+  }
+  std::int64_t most = 0;
+  for (std::int64_t block = 0; block < slots_; block += block_slots) {
+    for (std::int64_t offset = 0; offset < comb.stride; ++offset) {
+      // Members ascend, so those of a node follow one another.
+      std::int64_t here = 0;
+      std::int64_t next_node_at = 0;  // the first rank beyond the node of the last member
+      for (std::int64_t i = 0; i < comb.extent; ++i) {
+        const std::int64_t member = rank(position, block + offset + i * comb.stride);
+        if (member >= next_node_at) {
+          here = 0;
+          next_node_at = (node(member) + 1) * gpus_per_node_;
+        }
+        most = std::max(most, ++here);
+      }
+    }
+  }
+  return most;
+}
+
 std::int64_t Layout::members_per_node(GroupKind kind) const {
   const int first[] = {0};
   return members_per_node(kind, first);
 }
 
 bool Layout::same_node(std::int64_t position_a, std::int64_t position_b) const {
+  if (slots_ % gpus_per_node_ == 0) return position_a == position_b;
   for (std::int64_t slot = 0; slot < slots_; ++slot) {
     if (node(rank(position_a, slot)) != node(rank(position_b, slot))) return false;
   }

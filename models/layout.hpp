@@ -61,6 +61,8 @@ class Layout {
   bool same_node(std::int64_t position_a, std::int64_t position_b) const;
 
  private:
+  std::int64_t members_per_node_of_one(GroupKind kind, std::int64_t position) const;
+
   Parallelism parallelism_;
   std::int64_t gpus_per_node_;
   std::int64_t slots_;

@@ -11,20 +11,12 @@
 #include <system_error>
 #include <utility>
 
+#include "models/plan_rules.hpp"
+
 namespace orrery {
 namespace {
 
 namespace fs = std::filesystem;
-
-// Bounds that keep every product of a plan's numbers inside int64 and a simulation inside a
-// machine.
-constexpr std::int64_t kMaxGpus = 1 << 20;
-constexpr std::int64_t kMaxSequenceLength = std::int64_t{16} << 20;
-constexpr std::int64_t kMaxMicroBatchTokens = std::int64_t{1} << 28;
-constexpr std::int64_t kMaxGlobalBatch = std::int64_t{1} << 32;
-constexpr std::int64_t kMaxMicroBatches = 1 << 16;  // OpTag
-constexpr std::int64_t kMaxActions = 1 << 20;       // stages x micro-batches: some 2e8 operations
-constexpr std::int64_t kMaxVirtualStages = 1024;
 
 using FormatWords = std::initializer_list<std::pair<std::string_view, NumberFormat>>;
 
@@ -86,9 +78,8 @@ std::string resolve(const fs::path& directory, const std::string& path) {
 }
 
 /// The path of the file that `node` names; says at `node` if there is none.
-std::optional<std::string> find_named(const Node& node, std::string_view what,
-                                      const fs::path& directory, Problems& problems) {
-  const fs::path path = resolve(directory, node.text());
+std::optional<std::string> find_named(const Node& node, std::string_view what, Problems& problems) {
+  const fs::path path = resolve(node.folder(), node.text());
   std::error_code ignored;
   if (fs::is_regular_file(path, ignored)) return path.string();
   const fs::path named(node.text());
@@ -99,10 +90,13 @@ std::optional<std::string> find_named(const Node& node, std::string_view what,
   }
   std::sort(names.begin(), names.end());
   const auto near = nearest(named.filename().string(), names);
-  problems.add(
-      node, fmt::format("there is no {} file '{}'", what, path.string()),
-      near ? fmt::format("did you mean '{}'?", (named.parent_path() / *near).generic_string())
-           : "");
+  std::string hint =
+      near ? fmt::format("did you mean '{}'?", (named.parent_path() / *near).generic_string()) : "";
+  if (node.overridden() && fs::is_regular_file(named, ignored)) {
+    hint = fmt::format("it is looked for from the scenario's folder: {}",
+                       named.lexically_proximate(node.folder()).generic_string());
+  }
+  problems.add(node, fmt::format("there is no {} file '{}'", what, path.string()), hint);
   return std::nullopt;
 }
 
@@ -114,13 +108,12 @@ class PlanReader {
   /// `model`, `cluster` and `device` may be null: then they had problems, and what depends on them
   /// is not checked.
   PlanReader(const Node& node, const Model* model, const Cluster* cluster, const Device* device,
-             const fs::path& directory, Problems& problems, std::vector<std::string>& notes)
+             Problems& problems, std::vector<std::string>& notes)
       : reader_(node, problems, "plan"),
         layout_reader_(reader_.require("layout"), problems, "plan.layout"),
         model_(model),
         cluster_(cluster),
         device_(device),
-        directory_(directory),
         problems_(problems),
         notes_(notes) {}
 
@@ -138,18 +131,27 @@ class PlanReader {
     const bool stage_keys_ok = without_problems([&] { read_stage_keys(); });
     reader_.finish();
 
-    layout_ok_ = layout_ok_ && cluster_ != nullptr && without_problems([&] { check_world(); });
-    if (layout_ok_) layout_ok_ = without_problems([&] { check_expert_block(); });
-    if (layout_ok_ && model_ != nullptr) check_split_of_model();
+    Parallelism& layout = plan_.parallelism;
+    layout_ok_ =
+        layout_ok_ && cluster_ != nullptr && holds(check_world(layout, dp_given_, *cluster_));
+    if (layout_ok_) note_unused_gpus();
+    if (layout_ok_) layout_ok_ = holds(check_expert_block(layout));
+    if (layout_ok_ && model_ != nullptr) {
+      report(check_split_of_model(layout, *model_));
+      note_split_of_model();
+    }
     if (layout_ok_ && plan_.parallelism.ep == 1 && !stated_load(plan_.routing)) {
       note(
           "routing changes nothing with ep 1: every GPU has all experts, and their rows together "
           "are the same");
     }
-    if (batch_ok_) batch_ok_ = without_problems([&] { check_tokens(); });
-    if (batch_ok_ && layout_ok_) batch_ok_ = without_problems([&] { check_batch(); });
-    if (batch_ok_ && layout_ok_) check_sequence_split();
-    if (batch_ok_ && layout_ok_ && schedule_ok_) check_schedule();
+    if (batch_ok_) {
+      batch_ok_ = holds(check_tokens(plan_));
+      note_positions();
+    }
+    if (batch_ok_ && layout_ok_) batch_ok_ = holds(check_batch(plan_));
+    if (batch_ok_ && layout_ok_) report(check_sequence_split(plan_));
+    if (batch_ok_ && layout_ok_ && schedule_ok_) report(check_schedule(plan_));
     if (layout_ok_ && schedule_ok_ && stage_keys_ok && model_ != nullptr) fill_stages();
     return plan_;
   }
@@ -160,6 +162,12 @@ class PlanReader {
     const std::size_t before = problems_.size();
     step();
     return problems_.size() == before;
+  }
+
+  /// Whether a rule has nothing against it; reports what it has.
+  bool holds(const WhyImpossible& reasons) {
+    report(reasons);
+    return reasons.empty();
   }
 
   void note(std::string text) { notes_.push_back(std::move(text)); }
@@ -253,14 +261,7 @@ class PlanReader {
             fmt::format("linear: {} goes with them, or an FP8 format", name_of(p.activations)));
       }
     }
-    if (device_ != nullptr && is_fp8(p.linear) && device_->fp8_flops_per_s == 0) {
-      problems_.add(
-          where(reader_, "precision"),
-          fmt::format("{} has no FP8 arithmetic, which the linear layers of this precision "
-                      "need",
-                      device_->name),
-          "precision: bf16 would run");
-    }
+    if (device_ != nullptr) report(check_precision(p, *device_));
   }
 
   void read_recompute() {
@@ -287,12 +288,7 @@ class PlanReader {
           break;
       }
     }
-    if (r.mla_up_projection && model_ != nullptr && !model_->attention.mla) {
-      problems_.add(
-          where(reader_, "recompute"),
-          fmt::format("mla_up_projection cannot be recomputed: {} has no latent attention",
-                      model_->name));
-    }
+    if (model_ != nullptr) report(check_recompute(r, *model_));
   }
 
   void read_recompute_part(const Node& node) {
@@ -320,11 +316,7 @@ class PlanReader {
   void read_communication_sms() {
     plan_.communication_sms =
         static_cast<int>(reader_.integer_or("communication_sms", 0, 0, 1 << 16));
-    if (device_ != nullptr && plan_.communication_sms >= device_->sms) {
-      problems_.add(where(reader_, "communication_sms"),
-                    fmt::format("communication_sms {} leaves no SM to compute: {} has {}",
-                                plan_.communication_sms, device_->name, device_->sms));
-    }
+    if (device_ != nullptr) report(check_communication_sms(plan_.communication_sms, *device_));
   }
 
   void read_checkpoint() {
@@ -396,7 +388,7 @@ class PlanReader {
     RecordedCounts counts;
     const std::string file = map.text("counts");
     if (file.empty()) return counts;
-    const auto path = find_named(map.at("counts"), "counts", directory_, problems_);
+    const auto path = find_named(map.at("counts"), "counts", problems_);
     if (!path) return counts;
     std::vector<std::int64_t> layers;
     std::vector<std::int64_t> mtp;
@@ -449,106 +441,68 @@ class PlanReader {
 
   // --- checking ----------------------------------------------------------------------------------
 
-  /// tp x cp x pp x dp against the cluster; fills in dp where it was left out.
-  void check_world() {
-    Parallelism& p = plan_.parallelism;
-    const std::int64_t gpus = cluster_->gpus();
-    std::int64_t model_copy = 1;  // GPUs of one; bounded before each product
-    for (const std::int64_t degree : {p.tp, p.cp, p.pp}) {
-      if (model_copy <= kMaxGpus) model_copy *= degree;
-    }
-    if (model_copy > kMaxGpus) {
-      problems_.add(
-          layout_reader_.node(),
-          fmt::format("tp x cp x pp = {} x {} x {} is more than {} GPUs, cluster '{}' has {}", p.tp,
-                      p.cp, p.pp, kMaxGpus, cluster_->name, gpus));
-      return;
-    }
-    if (!dp_given_) {
-      if (gpus % model_copy != 0) {
-        problems_.add(
-            layout_reader_.node(),
-            fmt::format("no dp uses all GPUs of cluster '{}': {} / (tp x cp x pp = {} x {} x {} = "
-                        "{}) is not a whole number",
-                        cluster_->name, gpus, p.tp, p.cp, p.pp, model_copy),
-            "give dp to use fewer GPUs, or change a degree");
-        return;
-      }
-      p.dp = gpus / model_copy;
-    }
-    const std::int64_t world = model_copy * p.dp;  // at most 2^40
-    if (world > gpus || world > kMaxGpus) {
-      std::string hint;
-      if (gpus >= model_copy) {
-        hint = fmt::format("dp: {} is the most that fits", gpus / model_copy);
-      }
-      problems_.add(
-          layout_reader_.node(),
-          fmt::format(
-              "layout needs tp x cp x pp x dp = {} x {} x {} x {} = {} GPUs, cluster '{}' has {}",
-              p.tp, p.cp, p.pp, p.dp, world, cluster_->name, gpus),
-          hint);
-    } else if (world < gpus) {
-      note(fmt::format("the layout uses {} of the {} GPUs of cluster '{}'", world, gpus,
-                       cluster_->name));
+  /// What a rule says, each reason at its key.
+  void report(const WhyImpossible& reasons) {
+    for (const Impossible& reason : reasons) {
+      problems_.add(node_of(reason.key), reason.why, reason.hint);
     }
   }
 
-  void check_expert_block() {
-    const Parallelism& p = plan_.parallelism;
-    const std::int64_t slots = p.ranks_per_position();
-    const std::int64_t block = p.ep * p.expert_tp;  // at most 2^40
-    if (slots % block != 0) {
-      problems_.add(
-          where(layout_reader_, p.ep > 1 ? "ep" : "expert_tp"),
-          fmt::format("ep x expert_tp = {} x {} = {} does not divide the tp x cp x dp = {} x {} "
-                      "x {} = {} GPUs of a pipeline position",
-                      p.ep, p.expert_tp, block, p.tp, p.cp, p.dp, slots));
+  Node node_of(PlanKey key) {
+    switch (key) {
+      case PlanKey::layout:
+        return layout_reader_.node();
+      case PlanKey::tp:
+        return where(layout_reader_, "tp");
+      case PlanKey::cp:
+        return where(layout_reader_, "cp");
+      case PlanKey::pp:
+        return where(layout_reader_, "pp");
+      case PlanKey::ep:
+        return where(layout_reader_, "ep");
+      case PlanKey::expert_tp:
+        return where(layout_reader_, "expert_tp");
+      case PlanKey::zero:
+        return where(layout_reader_, "zero");
+      case PlanKey::schedule:
+        return where(reader_, "schedule");
+      case PlanKey::layers_per_stage:
+        return where(reader_, "layers_per_stage");
+      case PlanKey::mtp_stage:
+        return where(reader_, "mtp_stage");
+      case PlanKey::micro_batch:
+        return where(reader_, "micro_batch");
+      case PlanKey::global_batch:
+        return where(reader_, "global_batch");
+      case PlanKey::precision:
+        return where(reader_, "precision");
+      case PlanKey::recompute:
+        return where(reader_, "recompute");
+      case PlanKey::communication_sms:
+        return where(reader_, "communication_sms");
     }
+    return reader_.node();
   }
 
-  void must_divide(std::string_view key, std::int64_t degree, std::int64_t whole,
-                   std::string_view what) {
-    if (whole % degree == 0) return;
-    problems_.add(where(layout_reader_, key), fmt::format("{} {} does not divide the {} {} of {}",
-                                                          key, degree, whole, what, model_->name));
+  void note_unused_gpus() {
+    const std::int64_t world = plan_.parallelism.world();
+    if (world >= cluster_->gpus()) return;
+    note(fmt::format("the layout uses {} of the {} GPUs of cluster '{}'", world, cluster_->gpus(),
+                     cluster_->name));
   }
 
-  void check_split_of_model() {
+  void note_split_of_model() {
     const Parallelism& p = plan_.parallelism;
     const Attention& attention = model_->attention;
-    must_divide("tp", p.tp, attention.heads, "heads");
     if (!attention.mla && p.tp > attention.kv_heads && p.tp % attention.kv_heads == 0) {
       note(fmt::format("tp {} is more than the {} key-value heads of {}: each is kept {} times",
                        p.tp, attention.kv_heads, model_->name, p.tp / attention.kv_heads));
-    } else if (!attention.mla) {
-      must_divide("tp", p.tp, attention.kv_heads, "key-value heads");
-    }
-    if (model_->moe_layers() < model_->layers) {
-      must_divide("tp", p.tp, model_->intermediate, "columns of the feed-forward layers");
     }
     if (model_->vocabulary % p.tp != 0) {
       note(fmt::format("tp {} does not divide the vocabulary of {} ({}): it is padded", p.tp,
                        model_->name, model_->vocabulary));
     }
-    if (!model_->moe) {
-      for (const auto& [key, degree] :
-           {std::pair<std::string_view, std::int64_t>{"ep", p.ep}, {"expert_tp", p.expert_tp}}) {
-        if (degree > 1) {
-          problems_.add(where(layout_reader_, key),
-                        fmt::format("{} {} needs a model with experts, {} has none", key, degree,
-                                    model_->name));
-        }
-      }
-      return;
-    }
-    const Moe& moe = *model_->moe;
-    must_divide("ep", p.ep, moe.routed_experts, "routed experts");
-    must_divide("expert_tp", p.expert_tp, moe.expert_intermediate, "columns of an expert");
-    if (moe.shared_experts > 0) {
-      must_divide("tp", p.tp, moe.shared_intermediate, "columns of the shared experts");
-    }
-    note_group_limit();
+    if (model_->moe) note_group_limit();
   }
 
   /// Group-limited routing bounds the nodes a token goes to only if groups of experts are nodes.
@@ -565,14 +519,7 @@ class PlanReader {
         model_->name, moe.group_limit, moe.groups, p.ep, nodes));
   }
 
-  void check_tokens() {
-    const std::int64_t tokens = plan_.micro_batch_sequences * plan_.sequence_length;  // <= 2^52
-    if (tokens > kMaxMicroBatchTokens) {
-      problems_.add(where(reader_, "micro_batch"),
-                    fmt::format("micro_batch x sequence_length = {} x {} = {} tokens, more than {}",
-                                plan_.micro_batch_sequences, plan_.sequence_length, tokens,
-                                kMaxMicroBatchTokens));
-    }
+  void note_positions() {
     if (model_ != nullptr && model_->max_positions > 0 &&
         plan_.sequence_length > model_->max_positions) {
       note(fmt::format("sequence_length {} is beyond the {} positions {} was made for",
@@ -580,160 +527,25 @@ class PlanReader {
     }
   }
 
-  void check_batch() {
-    const std::int64_t dp = plan_.parallelism.dp;
-    const std::int64_t unit = plan_.micro_batch_sequences * dp;  // <= 2^48
-    const std::int64_t global = plan_.global_batch_sequences;
-    const std::int64_t count = global / unit;
-    if (global % unit != 0) {
-      problems_.add(
-          where(reader_, "global_batch"),
-          fmt::format("global_batch {} is not a whole number of micro-batches: micro_batch x dp "
-                      "= {} x {} = {}, and {} = {} x {} + {}",
-                      global, plan_.micro_batch_sequences, dp, unit, global, count, unit,
-                      global % unit),
-          count == 0
-              ? fmt::format("global_batch: {} would be", unit)
-              : fmt::format("global_batch: {} or {} would be", count * unit, (count + 1) * unit));
-    } else if (count > kMaxMicroBatches) {
-      problems_.add(
-          where(reader_, "global_batch"),
-          fmt::format("global_batch / (micro_batch x dp) = {} / ({} x {}) = {} micro-batches, "
-                      "more than {}",
-                      global, plan_.micro_batch_sequences, dp, count, kMaxMicroBatches));
-    }
-  }
-
-  /// cp splits a sequence into 2 cp pieces, an early and a late one for each rank, so that causal
-  /// attention is balanced; with sequence parallelism tp splits what cp leaves.
-  void check_sequence_split() {
-    const Parallelism& p = plan_.parallelism;
-    const std::int64_t length = plan_.sequence_length;
-    if (p.cp > 1 && length % (2 * p.cp) != 0) {
-      problems_.add(where(layout_reader_, "cp"),
-                    fmt::format("cp {} needs a sequence_length that 2 x cp = {} divides, got {}",
-                                p.cp, 2 * p.cp, length));
-    } else if (p.sequence_parallel && p.tp > 1 && length % (p.cp * p.tp) != 0) {
-      problems_.add(
-          where(layout_reader_, "tp"),
-          fmt::format("sequence parallelism needs a sequence_length that cp x tp = {} x {} = {} "
-                      "divides, got {}",
-                      p.cp, p.tp, p.cp * p.tp, length));
-    }
-  }
-
-  ScheduleShape shape() const {
-    ScheduleShape shape;
-    shape.kind = plan_.schedule;
-    shape.ranks = static_cast<int>(plan_.parallelism.pp);
-    shape.chunks = plan_.chunks;
-    shape.micro_batches = static_cast<int>(plan_.micro_batches());
-    return shape;
-  }
-
-  void check_schedule() {
-    const ScheduleShape wanted = shape();
-    if (plan_.schedule == ScheduleKind::dual_pipe && plan_.parallelism.zero_stage >= 2) {
-      problems_.add(
-          where(layout_reader_, "zero"),
-          fmt::format("zero {} keeps each gradient in shards of one pipeline position, but "
-                      "dual_pipe holds every stage at two",
-                      plan_.parallelism.zero_stage),
-          "zero 1, or dual_pipe_v, which holds every stage once");
-    }
-    const std::string why = why_impossible(wanted);
-    if (!why.empty()) problems_.add(where(reader_, "schedule"), why);
-    const std::int64_t actions = std::int64_t{wanted.stages()} * wanted.micro_batches;
-    if (actions > kMaxActions) {
-      problems_.add(
-          where(reader_, "schedule"),
-          fmt::format("{} stages x {} micro-batches = {} is more than can be simulated ({})",
-                      wanted.stages(), wanted.micro_batches, actions, kMaxActions));
-    }
-  }
-
-  /// Which layers each stage holds, and where embedding, head and MTP modules are.
   void fill_stages() {
-    const std::int64_t stages = stage_count();
-    const std::string what =
-        fmt::format("{} on {} pipeline rank{}", name_of(plan_.schedule), plan_.parallelism.pp,
-                    plan_.parallelism.pp == 1 ? "" : "s");
     if (!reader_.has("layers_per_stage")) {
-      if (stages > model_->layers) {
-        problems_.add(where(layout_reader_, "pp"),
-                      fmt::format("{} has {} stages, {} has only {} layers", what, stages,
-                                  model_->name, model_->layers));
-        return;
-      }
-      split_evenly(stages);
-    } else if (static_cast<std::int64_t>(layers_per_stage_.size()) != stages) {
-      problems_.add(where(reader_, "layers_per_stage"),
-                    fmt::format("layers_per_stage has {} entries, {} has {} stages",
-                                layers_per_stage_.size(), what, stages));
-      return;
+      const WhyImpossible why = check_even_split(plan_, *model_);
+      report(why);
+      if (!why.empty()) return;
+      layers_per_stage_ = even_split(model_->layers, stage_count(plan_));
+      note_uneven_split();
     }
-    const std::int64_t sum =
-        std::accumulate(layers_per_stage_.begin(), layers_per_stage_.end(), std::int64_t{0});
-    if (sum != model_->layers) {
-      problems_.add(where(reader_, "layers_per_stage"),
-                    fmt::format("layers_per_stage adds up to {}, {} has {} layers", sum,
-                                model_->name, model_->layers));
-      return;
-    }
-    if (mtp_stage_ >= stages) {
-      problems_.add(where(reader_, "mtp_stage"),
-                    fmt::format("mtp_stage {} does not exist: {} has stages 0 to {}", mtp_stage_,
-                                what, stages - 1));
-      return;
-    }
-    if (mtp_stage_ >= 0 && model_->mtp_modules == 0) {
-      problems_.add(where(reader_, "mtp_stage"),
-                    fmt::format("mtp_stage is given, but {} has no MTP modules", model_->name),
-                    "remove the key");
-      return;
-    }
-    const std::int64_t mtp_stage = mtp_stage_ >= 0 ? mtp_stage_ : stages - 1;
-    std::int64_t next_layer = 0;
-    for (std::int64_t s = 0; s < stages; ++s) {
-      StageContents stage;
-      stage.first_layer = next_layer;
-      stage.layers = layers_per_stage_[static_cast<std::size_t>(s)];
-      stage.embedding = s == 0;
-      stage.head = s == stages - 1;
-      stage.mtp_modules = s == mtp_stage ? model_->mtp_modules : 0;
-      next_layer += stage.layers;
-      if (stage.layers == 0 && !stage.embedding && !stage.head && stage.mtp_modules == 0) {
-        problems_.add(
-            where(reader_, "layers_per_stage"),
-            fmt::format("stage {} would hold nothing: only a stage with embedding, head or MTP "
-                        "modules can have 0 layers",
-                        s));
-      }
-      plan_.stages.push_back(stage);
-    }
+    report(check_stages(plan_, layers_per_stage_, mtp_stage_, *model_, plan_.stages));
   }
 
-  std::int64_t stage_count() const {
-    ScheduleShape without_batch;
-    without_batch.kind = plan_.schedule;
-    without_batch.ranks = static_cast<int>(plan_.parallelism.pp);
-    without_batch.chunks = plan_.chunks;
-    return without_batch.stages();
-  }
-
-  /// The first layers % stages stages get one layer more, so that the last, with the head, has
-  /// fewer.
-  void split_evenly(std::int64_t stages) {
+  void note_uneven_split() {
+    const std::int64_t stages = stage_count(plan_);
     const std::int64_t fewer = model_->layers / stages;
     const std::int64_t longer_stages = model_->layers % stages;
-    layers_per_stage_.assign(static_cast<std::size_t>(stages), fewer);
-    for (std::size_t s = 0; s < static_cast<std::size_t>(longer_stages); ++s)
-      ++layers_per_stage_[s];
-    if (longer_stages > 0) {
-      note(fmt::format("{} layers over {} stages: {} on the first {}, {} on the other {}",
-                       model_->layers, stages, fewer + 1, longer_stages, fewer,
-                       stages - longer_stages));
-    }
+    if (longer_stages == 0) return;
+    note(fmt::format("{} layers over {} stages: {} on the first {}, {} on the other {}",
+                     model_->layers, stages, fewer + 1, longer_stages, fewer,
+                     stages - longer_stages));
   }
 
   MapReader reader_;
@@ -741,7 +553,6 @@ class PlanReader {
   const Model* model_;
   const Cluster* cluster_;
   const Device* device_;
-  const fs::path& directory_;  ///< that paths in the plan are relative to
   Problems& problems_;
   std::vector<std::string>& notes_;
 
@@ -758,18 +569,16 @@ class PlanReader {
 // ---------------------------------------------------------------------
 
 /// Opens the file that `node` names; says at `node` if there is none.
-Node read_named(const Node& node, std::string_view what, const fs::path& directory,
-                Problems& problems) {
-  const std::optional<std::string> path = find_named(node, what, directory, problems);
-  return path ? read_document(*path, problems) : Node{};
+Node read_named(const Node& node, std::string_view what, Problems& problems) {
+  const std::optional<std::string> path = find_named(node, what, problems);
+  return path ? read_named_document(node, *path, problems) : Node{};
 }
 
 /// The map under `key`, or the document at the path given in its place; unlocated if there is
 /// neither.
-Node inline_or_named(MapReader& reader, std::string_view key, const fs::path& directory,
-                     Problems& problems) {
+Node inline_or_named(MapReader& reader, std::string_view key, Problems& problems) {
   Node value = reader.require(key);
-  if (value.kind() == Node::Kind::scalar) return read_named(value, key, directory, problems);
+  if (value.kind() == Node::Kind::scalar) return read_named(value, key, problems);
   return value;
 }
 
@@ -777,26 +586,31 @@ bool is_located(const Node& node) {
   return !node.at().file.empty();
 }
 
+/// What the scenario, or else its cluster, says under `key`; unlocated where neither has it.
+Node scenarios_or_clusters(MapReader& reader, const Node& cluster_node, std::string_view key) {
+  return reader.has(key) ? reader.at(key) : cluster_node.find(key).value_or(Node{});
+}
+
 /// The file under `key` of the scenario, or else of its cluster, and `path` (the cluster's) as it
 /// then reads; unlocated where neither names one, or none that is there.
 Node read_scenarios_or_clusters(MapReader& reader, const Node& cluster_node, std::string_view key,
-                                std::string& path, const fs::path& directory, Problems& problems) {
+                                std::string& path, Problems& problems) {
   if (reader.has(key)) {
     const std::string named = reader.text(key);
     if (named.empty()) return {};
-    path = resolve(directory, named);
-    return read_named(reader.at(key), key, directory, problems);
+    path = resolve(reader.at(key).folder(), named);
+    return read_named(reader.at(key), key, problems);
   }
   if (path.empty()) return {};
   const Node named = cluster_node.find(key).value_or(cluster_node);
   if (named.kind() != Node::Kind::scalar) return {};
-  return read_named(named, key, fs::path(cluster_node.at().file).parent_path(), problems);
+  return read_named(named, key, problems);
 }
 
 Profile read_device_profile(MapReader& reader, const Node& cluster_node, Cluster& cluster,
-                            const fs::path& directory, Problems& problems) {
-  const Node document = read_scenarios_or_clusters(reader, cluster_node, "profile", cluster.profile,
-                                                   directory, problems);
+                            Problems& problems) {
+  const Node document =
+      read_scenarios_or_clusters(reader, cluster_node, "profile", cluster.profile, problems);
   if (!reader.has("profile") && cluster.profile.empty() && is_located(cluster_node)) {
     problems.add(reader.node(),
                  fmt::format("no profile: neither the scenario nor its cluster names one"),
@@ -811,22 +625,38 @@ Profile read_device_profile(MapReader& reader, const Node& cluster_node, Cluster
 /// Null where none is named, or it has problems.
 std::shared_ptr<const Fabric> read_clusters_fabric(MapReader& reader, const Node& cluster_node,
                                                    bool cluster_ok, Cluster& cluster,
-                                                   const fs::path& directory, Problems& problems) {
-  const Node document = read_scenarios_or_clusters(reader, cluster_node, "fabric", cluster.fabric,
-                                                   directory, problems);
+                                                   Problems& problems) {
+  const Node document =
+      read_scenarios_or_clusters(reader, cluster_node, "fabric", cluster.fabric, problems);
   if (!is_located(document)) return nullptr;
   const Node named = reader.has("fabric") ? reader.at("fabric")
                                           : cluster_node.find("fabric").value_or(cluster_node);
   return cluster_ok ? read_fabric_of(cluster, named, document, problems) : nullptr;
 }
 
-Scenario read(const Node& root, const std::string& file, const fs::path& directory,
+/// Of the overrides those that changed a file that the resolved scenario names.
+void keep_overrides(MapReader& reader, const Node& cluster_node, Scenario& scenario) {
+  for (const char* key : {"profile", "fabric"}) {
+    for (const std::string& rest :
+         overrides_below(scenarios_or_clusters(reader, cluster_node, key))) {
+      scenario.overrides.push_back(fmt::format("{}{}{}", key, rest[0] == '[' ? "" : ".", rest));
+    }
+  }
+}
+
+Scenario read(const Node& document, const std::string& file, const Overrides& given,
               Problems& problems) {
   Scenario scenario;
   scenario.file = file;
-  if (!is_located(root)) return scenario;  // and the problem is known
+  if (!is_located(document)) return scenario;  // and the problem is known
+  Overrides overrides;
+  if (const auto own = document.find("set")) overrides = read_overrides(*own, problems);
+  overrides.insert(overrides.end(), given.begin(), given.end());
+  static constexpr PathAlias kAliases[] = {{"profile", "cluster"}, {"fabric", "cluster"}};
+  const Node root = with_overrides(document, overrides, problems, kAliases);
   MapReader reader(root, problems, "the scenario");
   if (root.kind() != Node::Kind::map) return scenario;
+  reader.allow("set");
   scenario.name = reader.text("name");
   scenario.seed = static_cast<std::uint64_t>(
       reader.integer_or("seed", 0, 0, std::numeric_limits<std::int64_t>::max()));
@@ -835,26 +665,27 @@ Scenario read(const Node& root, const std::string& file, const fs::path& directo
     return is_located(node) && problems.size() == problems_before;
   };
   std::size_t before = problems.size();
-  const Node model = inline_or_named(reader, "model", directory, problems);
+  const Node model = inline_or_named(reader, "model", problems);
   if (is_located(model)) scenario.model = read_model(model, problems, &scenario.notes);
   const bool model_ok = intact(before, model);
 
   before = problems.size();
-  const Node cluster = inline_or_named(reader, "cluster", directory, problems);
+  const Node cluster = inline_or_named(reader, "cluster", problems);
   if (is_located(cluster)) scenario.cluster = read_cluster(cluster, problems);
   const bool cluster_ok = intact(before, cluster);
 
   before = problems.size();
-  scenario.profile = read_device_profile(reader, cluster, scenario.cluster, directory, problems);
+  scenario.profile = read_device_profile(reader, cluster, scenario.cluster, problems);
   const bool device_ok = problems.size() == before && !scenario.profile.file.empty();
-  scenario.fabric =
-      read_clusters_fabric(reader, cluster, cluster_ok, scenario.cluster, directory, problems);
+  scenario.fabric = read_clusters_fabric(reader, cluster, cluster_ok, scenario.cluster, problems);
+  keep_overrides(reader, cluster, scenario);
 
-  scenario.plan = PlanReader(reader.require("plan"), model_ok ? &scenario.model : nullptr,
-                             cluster_ok ? &scenario.cluster : nullptr,
-                             device_ok ? &scenario.profile.device : nullptr, directory, problems,
-                             scenario.notes)
-                      .read();
+  scenario.plan =
+      PlanReader(reader.require("plan"), model_ok ? &scenario.model : nullptr,
+                 cluster_ok ? &scenario.cluster : nullptr,
+                 device_ok ? &scenario.profile.device : nullptr, problems, scenario.notes)
+          .read();
+  scenario.search = reader.at("search");  // for reports/search/space.hpp
   const Node stragglers = reader.at("stragglers");
   if (reader.has("stragglers")) {
     scenario.stragglers = read_stragglers(stragglers, problems);
@@ -863,10 +694,15 @@ Scenario read(const Node& root, const std::string& file, const fs::path& directo
                        scenario.cluster.gpus_per_node, problems);
     }
   }
+  if (reader.has("reliability")) {
+    const Node node = inline_or_named(reader, "reliability", problems);
+    if (is_located(node)) scenario.reliability = read_reliability(node, problems);
+  }
   if (reader.has("training")) {
-    scenario.training = read_training(reader.at("training"), directory, problems);
+    scenario.training = read_training(reader.at("training"), problems);
   }
   reader.finish();
+  if (problems.empty()) report_without_effect(root, problems);
   return scenario;
 }
 
@@ -965,21 +801,35 @@ std::string plan_yaml(const Plan& plan) {
       plan.communication_sms, checkpoint_yaml(plan.checkpoint), routing_yaml(plan.routing));
 }
 
+std::string overrides_yaml(const std::vector<std::string>& overrides) {
+  if (overrides.empty()) return "";
+  std::string out = "set:\n";
+  for (const std::string& text : overrides) out += fmt::format("  - {}\n", in_quotes(text));
+  return out;
+}
+
 }  // namespace
 
-Scenario read_scenario_text(std::string text, const std::string& name,
-                            const std::string& directory) {
+Scenario read_scenario_text(std::string text, const std::string& name, const std::string& directory,
+                            const Overrides& overrides) {
   Problems problems;
-  const Node root = read_document_text(std::move(text), name, problems);
-  Scenario scenario = read(root, name, directory, problems);
+  const Node root = read_document_text(std::move(text), name, problems, directory);
+  Scenario scenario = read(root, name, overrides, problems);
   problems.throw_if_any();
   return scenario;
 }
 
-Scenario read_scenario(const std::string& path) {
+Scenario read_scenario(const std::string& path, const Overrides& overrides) {
+  return ScenarioFile(path).read(overrides);
+}
+
+ScenarioFile::ScenarioFile(std::string path)
+    : path_(std::move(path)), documents_(make_document_cache()) {}
+
+Scenario ScenarioFile::read(const Overrides& overrides) const {
   Problems problems;
-  const Node root = read_document(path, problems);
-  Scenario scenario = read(root, path, fs::path(path).parent_path(), problems);
+  const Node root = read_document(path_, problems, documents_);
+  Scenario scenario = ::orrery::read(root, path_, overrides, problems);
   problems.throw_if_any();
   return scenario;
 }
@@ -987,14 +837,18 @@ Scenario read_scenario(const std::string& path) {
 std::string to_yaml(const Scenario& scenario) {
   const std::string folder = fs::path(scenario.file).parent_path().string();
   return fmt::format(
-      "name: {}\nseed: {}\nmodel:\n{}cluster:\n{}plan:\n{}{}{}", in_quotes(scenario.name),
+      "name: {}\nseed: {}\nmodel:\n{}cluster:\n{}plan:\n{}{}{}{}", in_quotes(scenario.name),
       scenario.seed, indented(to_yaml(scenario.model)), indented(to_yaml(scenario.cluster, folder)),
       indented(plan_yaml(scenario.plan)),
       scenario.stragglers.empty() ? ""
                                   : fmt::format("stragglers: {}\n", to_yaml(scenario.stragglers)),
+      scenario.reliability
+          ? fmt::format("reliability:\n{}", indented(to_yaml(*scenario.reliability)))
+          : "",
       scenario.training == Training()
           ? ""
-          : fmt::format("training: {}\n", to_yaml(scenario.training, folder)));
+          : fmt::format("training: {}\n", to_yaml(scenario.training, folder)),
+      overrides_yaml(scenario.overrides));
 }
 
 }  // namespace orrery

@@ -81,6 +81,20 @@ Schedule make_schedule(const ScheduleShape& shape);
 /// deadlock when F(s, m) waits for F(s-1, m) and B(s, m) for B(s+1, m) and for F(s, m).
 std::string why_invalid(const Schedule& schedule);
 
+/// The pipeline ranks that hold a stage, ascending: two with DualPipe, else one.
+std::vector<int> holders_of(const Schedule& schedule, int stage);
+/// The stages that each rank holds, ascending.
+std::vector<std::vector<int>> stages_by_rank(const Schedule& schedule);
+
+/// An action of a schedule: actions[rank][index].
+struct ActionId {
+  std::int32_t rank = 0;
+  std::int32_t index = 0;
+};
+/// All actions, each behind those that it waits for: ranks take turns, each going on while the
+/// inputs of its next action have been made. The schedule must be valid.
+std::vector<ActionId> issue_order(const Schedule& schedule);
+
 /// Time of every kind of action, in any unit; communication is free.
 struct ActionTimes {
   double forward = 1;

@@ -10,7 +10,9 @@
 #include <vector>
 
 #include "models/cell.hpp"
+#include "models/plan_rules.hpp"
 #include "models/schedule.hpp"
+#include "models/step_parts.hpp"
 #include "sim/check.hpp"
 
 namespace orrery {
@@ -23,30 +25,6 @@ struct Replicas {
     return RankId(static_cast<std::size_t>(position * count + slot));
   }
 };
-
-ScheduleShape schedule_shape(const Plan& plan) {
-  return {.kind = plan.schedule,
-          .ranks = static_cast<int>(plan.parallelism.pp),
-          .chunks = plan.chunks,
-          .micro_batches = static_cast<int>(plan.micro_batches())};
-}
-
-/// The pipeline positions that hold a stage: two with DualPipe, else one.
-std::vector<int> holders_of(const Schedule& schedule, int stage) {
-  std::vector<int> holders = {schedule.rank_of(stage, 0)};
-  const int other = schedule.rank_of(stage, schedule.shape.micro_batches - 1);
-  if (other != holders[0]) holders.push_back(other);
-  std::sort(holders.begin(), holders.end());
-  return holders;
-}
-
-std::vector<std::vector<int>> stages_by_position(const Schedule& schedule) {
-  std::vector<std::vector<int>> held(static_cast<std::size_t>(schedule.shape.ranks));
-  for (int s = 0; s < schedule.shape.stages(); ++s) {
-    for (int p : holders_of(schedule, s)) held[static_cast<std::size_t>(p)].push_back(s);
-  }
-  return held;
-}
 
 /// Ops that were added for one template op or transfer: one per replica (or per group of replicas).
 struct Ids {
@@ -61,7 +39,7 @@ class StepBuilder {
         plan_(scenario.plan),
         layout_(plan_.parallelism, scenario.cluster.gpus_per_node),
         schedule_(make_schedule(schedule_shape(plan_))),
-        held_(stages_by_position(schedule_)),
+        held_(stages_by_rank(schedule_)),
         replicas_{options.all_ranks ? layout_.slots() : 1},
         builder_(std::vector<std::int64_t>(
             static_cast<std::size_t>(plan_.parallelism.pp * replicas_.count),
@@ -386,62 +364,23 @@ class StepBuilder {
 
   // ---- the pipeline ----
 
-  /// Emits actions in an order in which every op follows what it waits for: ranks take turns, each
-  /// going on while the inputs of its next action have been emitted.
+  /// Emits actions in an order in which every op follows what it waits for.
   void add_pipeline() {
-    const int stages = schedule_.shape.stages();
-    const int micro_batches = schedule_.shape.micro_batches;
-    const std::size_t cells =
-        static_cast<std::size_t>(stages) * static_cast<std::size_t>(micro_batches);
+    const std::size_t cells = static_cast<std::size_t>(schedule_.shape.stages()) *
+                              static_cast<std::size_t>(schedule_.shape.micro_batches);
     forward_input_.assign(cells, {});
     backward_input_.assign(cells, {});
-    for (int m = 0; m < micro_batches; ++m) {
-      forward_input_[at(0, m)] = {.ids = {}, .ready = true};
-      // The last stage's backward follows its own forward.
-      backward_input_[at(stages - 1, m)] = {.ids = {}, .ready = true};
-    }
-    std::vector<std::size_t> next(schedule_.actions.size(), 0);
-    std::size_t left = 0;
-    for (const auto& actions : schedule_.actions) left += actions.size();
-    while (left > 0) {
-      const std::size_t before = left;
-      for (std::size_t p = 0; p < schedule_.actions.size(); ++p) {
-        while (next[p] < schedule_.actions[p].size() && ready(schedule_.actions[p][next[p]])) {
-          add_action(static_cast<int>(p), schedule_.actions[p][next[p]]);
-          ++next[p];
-          --left;
-        }
-      }
-      ORRERY_CHECK(left < before, "schedule {} deadlocks with {} actions left",
-                   name_of(plan_.schedule), left);
+    for (const ActionId& id : issue_order(schedule_)) {
+      add_action(
+          id.rank,
+          schedule_.actions[static_cast<std::size_t>(id.rank)][static_cast<std::size_t>(id.index)]);
     }
   }
-
-  struct Input {
-    Ids ids;
-    bool ready = false;
-  };
 
   std::size_t at(int stage, int micro_batch) const {
     return static_cast<std::size_t>(stage) *
                static_cast<std::size_t>(schedule_.shape.micro_batches) +
            static_cast<std::size_t>(micro_batch);
-  }
-
-  bool ready(const Action& a) const {
-    switch (a.kind) {
-      case ActionKind::forward:
-        return forward_input_[at(a.stage, a.micro_batch)].ready;
-      case ActionKind::backward:
-      case ActionKind::backward_input:
-        return backward_input_[at(a.stage, a.micro_batch)].ready;
-      case ActionKind::backward_weight:
-        return true;
-      case ActionKind::overlapped:
-        return forward_input_[at(a.stage, a.micro_batch)].ready &&
-               backward_input_[at(a.pair_stage, a.pair_micro_batch)].ready;
-    }
-    return false;
   }
 
   void add_action(int position, const Action& a) {
@@ -452,8 +391,8 @@ class StepBuilder {
         a.kind != ActionKind::forward && a.kind != ActionKind::backward_weight;
     const int backward_stage = pair ? a.pair_stage : a.stage;
     const int backward_mb = pair ? a.pair_micro_batch : a.micro_batch;
-    stamp(cell, position, a, has_forward ? forward_input_[at(a.stage, a.micro_batch)].ids : Ids{},
-          has_backward ? backward_input_[at(backward_stage, backward_mb)].ids : Ids{});
+    stamp(cell, position, a, has_forward ? forward_input_[at(a.stage, a.micro_batch)] : Ids{},
+          has_backward ? backward_input_[at(backward_stage, backward_mb)] : Ids{});
     const auto last = static_cast<std::uint32_t>(cell.ops.size() - 1);
     remember_last(position, cell, last);
     if (has_forward && a.stage + 1 < schedule_.shape.stages()) {
@@ -476,18 +415,14 @@ class StepBuilder {
 
   /// Sends an exit op's result to another position: op i from slot i to slot i. Stages that lie on
   /// the same rank (the turn of a V) hand it over directly.
-  Input send(int from, int to, const CellTemplate& cell, std::uint32_t exit, int stage,
-             int micro_batch, Phase phase) {
+  Ids send(int from, int to, const CellTemplate& cell, std::uint32_t exit, int stage,
+           int micro_batch, Phase phase) {
     if (from == to) {
       // Only ungrouped exits have ids that run with the slots; a join op restores that.
-      return {.ids = join_per_slot(from, cell, exit, stage, micro_batch, phase), .ready = true};
+      return join_per_slot(from, cell, exit, stage, micro_batch, phase);
     }
-    const std::int64_t bytes =
-        activation_bytes() / (plan_.parallelism.sequence_parallel ? plan_.parallelism.tp : 1);
     const ShapeId shape =
-        builder_.intern({.work = Send{.bytes = bytes, .same_node = layout_.same_node(from, to)},
-                         .label = phase == Phase::pipeline_forward ? "PP(F)" : "PP(B)",
-                         .sms = 0});
+        builder_.intern(send_shape(scenario_.model, plan_, phase, layout_.same_node(from, to)));
     const int ranks = schedule_.shape.ranks;
     const bool forwards = to == (from + 1) % ranks;
     const Ids ids{.base = static_cast<std::uint32_t>(builder_.size()), .present = true};
@@ -505,13 +440,7 @@ class StepBuilder {
                     .phase = phase},
                    streams, {&exit_op, 1});
     }
-    return {.ids = ids, .ready = true};
-  }
-
-  /// Of a micro-batch's tokens, between two layers.
-  std::int64_t activation_bytes() const {
-    return std::llround(bytes_per_element(plan_.precision.activations)) *
-           plan_.micro_batch_tokens() * scenario_.model.hidden;
+    return ids;
   }
 
   Ids join_per_slot(int position, const CellTemplate& cell, std::uint32_t exit, int stage,
@@ -543,95 +472,39 @@ class StepBuilder {
 
   // ---- data parallelism ----
 
-  /// Collective of a stage's parameters over its copies: all slots of the group in all positions
-  /// that hold the stage. `ready(position, slot)` appends what a member waits for.
+  /// `ready(position, slot)` appends what a member waits for.
   template <class Ready>
-  void stage_collective(int stage, GroupKind group, const std::vector<int>& positions,
-                        CollectiveKind kind, std::int64_t bytes, const std::string& label,
-                        Phase phase, Ready ready) {
-    const std::int64_t ranks =
-        layout_.group_size(group) * static_cast<std::int64_t>(positions.size());
-    if (ranks == 1 || bytes == 0) return;
-    const ShapeId shape = builder_.intern(
-        {.work = Collective{.kind = kind,
-                            .bytes = bytes,
-                            .ranks = ranks,
-                            .ranks_per_node = layout_.members_per_node(group, positions),
-                            .stride = layout_.stride(group)},
-         .label = label,
-         .sms = 0});
-    for (const auto& members : groups(group).members) {
-      streams_.clear();
-      predecessors_.clear();
-      for (int position : positions) {
-        for (std::int64_t slot : members) {
-          streams_.push_back(stream_of(replicas_.rank(position, slot), StreamKind::data));
-          ready(position, slot);
+  void add_collectives(int stage, const std::vector<StageCollective>& list, Phase phase,
+                       Ready ready) {
+    for (const StageCollective& c : list) {
+      const ShapeId shape = builder_.intern(c.shape);
+      for (const auto& members : groups(c.group).members) {
+        streams_.clear();
+        predecessors_.clear();
+        for (int position : c.positions) {
+          for (std::int64_t slot : members) {
+            streams_.push_back(stream_of(replicas_.rank(position, slot), StreamKind::data));
+            ready(position, slot);
+          }
         }
+        drop_duplicates(predecessors_);
+        builder_.add(OpKind::collective, shape,
+                     {.micro_batch = 0,
+                      .layer = kNoLayer,
+                      .stage = static_cast<std::uint16_t>(stage),
+                      .phase = phase},
+                     streams_, predecessors_);
       }
-      drop_duplicates(predecessors_);
-      builder_.add(OpKind::collective, shape,
-                   {.micro_batch = 0,
-                    .layer = kNoLayer,
-                    .stage = static_cast<std::uint16_t>(stage),
-                    .phase = phase},
-                   streams_, predecessors_);
     }
   }
 
-  void sync_gradients(int stage, const std::vector<int>& positions) {
-    const auto kind = plan_.parallelism.zero_stage == 0 ? CollectiveKind::all_reduce
-                                                        : CollectiveKind::reduce_scatter;
-    const auto wait = [&](int position, std::int64_t slot) {
-      predecessors_.push_back(
-          gradients_ready_.at({position, stage})[static_cast<std::size_t>(slot)]);
-    };
-    const StageParameters& p = parameters_[static_cast<std::size_t>(stage)];
-    const std::int64_t width = plan_.precision.gradient_sync_bytes;
-    for (const int position : positions) {
-      stage_collective(stage, GroupKind::tensor, {position}, CollectiveKind::all_reduce,
-                       p.tensor_summed * width, "tensor-parallel gradients", Phase::gradient_sync,
-                       wait);
-    }
-    stage_collective(stage, GroupKind::data, positions, kind, p.dense * width, "dense gradients",
-                     Phase::gradient_sync, wait);
-    stage_collective(stage, GroupKind::expert_data, positions, kind, p.expert * width,
-                     "expert gradients", Phase::gradient_sync, wait);
-  }
-
-  /// Elements whose optimizer state this rank keeps.
-  std::int64_t optimizer_elements(int position) const {
-    if (plan_.parallelism.zero_stage >= 1) return saved_elements(position);
-    std::int64_t elements = 0;
+  RankElements elements_of(int position) const {
+    std::vector<HeldStage> held;
     for (int s : held_[static_cast<std::size_t>(position)]) {
-      const StageParameters& p = parameters_[static_cast<std::size_t>(s)];
-      elements += p.dense + p.expert;
+      held.push_back({parameters_[static_cast<std::size_t>(s)],
+                      static_cast<std::int64_t>(holders_of(schedule_, s).size())});
     }
-    return elements;
-  }
-
-  /// Elements whose gradients are accumulated on this rank.
-  std::int64_t gradient_elements(int position) const {
-    std::int64_t elements = 0;
-    for (int s : held_[static_cast<std::size_t>(position)]) {
-      const StageParameters& p = parameters_[static_cast<std::size_t>(s)];
-      const bool sharded = plan_.parallelism.zero_stage >= 2;
-      elements += p.dense / (sharded ? layout_.group_size(GroupKind::data) : 1) +
-                  p.expert / (sharded ? layout_.group_size(GroupKind::expert_data) : 1);
-    }
-    return elements;
-  }
-
-  /// This rank's share of the elements of its stages, divided among all their copies.
-  std::int64_t saved_elements(int position) const {
-    std::int64_t elements = 0;
-    for (int s : held_[static_cast<std::size_t>(position)]) {
-      const StageParameters& p = parameters_[static_cast<std::size_t>(s)];
-      const auto copies = static_cast<std::int64_t>(holders_of(schedule_, s).size());
-      elements += p.dense / (layout_.group_size(GroupKind::data) * copies) +
-                  p.expert / (layout_.group_size(GroupKind::expert_data) * copies);
-    }
-    return elements;
+    return rank_elements(plan_, layout_, held);
   }
 
   /// Gradient reduction, gradient norm and clipping, AdamW, and the new parameters back to all
@@ -647,8 +520,14 @@ class StepBuilder {
                          .first = {},
                          .last = {}});
     const int stages = schedule_.shape.stages();
-    if (par.zero_stage < 2) {
-      for (int s = 0; s < stages; ++s) sync_gradients(s, holders_of(schedule_, s));
+    for (int s = 0; s < stages; ++s) {
+      add_collectives(s,
+                      gradient_reductions(plan_, layout_, parameters_[static_cast<std::size_t>(s)],
+                                          holders_of(schedule_, s)),
+                      Phase::gradient_sync, [&](int position, std::int64_t slot) {
+                        predecessors_.push_back(
+                            gradients_ready_.at({position, s})[static_cast<std::size_t>(slot)]);
+                      });
     }
     const OpTag tag{.micro_batch = 0, .layer = kNoLayer, .stage = 0, .phase = Phase::optimizer};
     const auto every_rank = [&](auto visit) {
@@ -657,10 +536,9 @@ class StepBuilder {
       }
     };
     // Sum of squares of the local shard; on the data stream, so it follows this rank's reductions.
-    const auto local = [&](auto shape_of, const std::string& label,
-                           std::optional<OpId> everyone_after, bool changes_state) {
+    const auto local = [&](auto shape_of, std::optional<OpId> everyone_after, bool changes_state) {
       every_rank([&](int p, std::int64_t slot) {
-        const ShapeId shape = builder_.intern({.work = shape_of(p), .label = label, .sms = 0});
+        const ShapeId shape = builder_.intern(shape_of(p));
         const std::array<StreamId, 2> streams = {
             stream_of(replicas_.rank(p, slot), StreamKind::compute),
             stream_of(replicas_.rank(p, slot), StreamKind::data)};
@@ -673,52 +551,21 @@ class StepBuilder {
         builder_.add(OpKind::compute, shape, tag, streams, predecessors_);
       });
     };
-    const Precision& precision = plan_.precision;
-    local(
-        [&](int p) {
-          return Streaming{.kind = StreamingKind::reduction,
-                           .bytes_read = 4 * optimizer_elements(p),
-                           .bytes_written = 0};
-        },
-        "gradient norm", std::nullopt, false);
+    local([&](int p) { return gradient_norm_shape(elements_of(p)); }, std::nullopt, false);
     streams_.clear();
     every_rank([&](int p, std::int64_t slot) {
       streams_.push_back(stream_of(replicas_.rank(p, slot), StreamKind::data));
     });
-    const ShapeId norm = builder_.intern(
-        {.work =
-             Collective{.kind = CollectiveKind::all_reduce,
-                        .bytes = 4,
-                        .ranks = par.world(),
-                        .ranks_per_node = std::min(scenario_.cluster.gpus_per_node, par.world())},
-         .label = "gradient norm",
-         .sms = 0});
+    const ShapeId norm =
+        builder_.intern(norm_reduction_shape(plan_, scenario_.cluster.gpus_per_node));
     std::optional<OpId> reduced;
     if (par.world() > 1) reduced = builder_.add(OpKind::collective, norm, tag, streams_, {});
-    local(
-        [&](int p) {
-          // AdamW on this rank's elements; then all its gradients are cleared for the next step.
-          const std::int64_t n = optimizer_elements(p);
-          const std::int64_t state = precision.master_bytes + precision.moment_bytes;
-          return Streaming{.kind = StreamingKind::optimizer,
-                           .bytes_read = n * (precision.gradient_bytes + state),
-                           .bytes_written = n * (state + precision.parameter_bytes) +
-                                            gradient_elements(p) * precision.gradient_bytes,
-                           .launches = 2};
-        },
-        "AdamW", reduced, true);
-    if (par.zero_stage == 1 || par.zero_stage == 2) {
-      const auto no_wait = [](int, std::int64_t) {};
-      for (int s = 0; s < stages; ++s) {
-        const StageParameters& p = parameters_[static_cast<std::size_t>(s)];
-        const std::vector<int> holders = holders_of(schedule_, s);
-        stage_collective(s, GroupKind::data, holders, CollectiveKind::all_gather,
-                         p.dense * precision.parameter_bytes, "dense parameters",
-                         Phase::parameter_gather, no_wait);
-        stage_collective(s, GroupKind::expert_data, holders, CollectiveKind::all_gather,
-                         p.expert * precision.parameter_bytes, "expert parameters",
-                         Phase::parameter_gather, no_wait);
-      }
+    local([&](int p) { return adamw_shape(plan_, elements_of(p)); }, reduced, true);
+    for (int s = 0; s < stages; ++s) {
+      add_collectives(s,
+                      parameter_gathers(plan_, layout_, parameters_[static_cast<std::size_t>(s)],
+                                        holders_of(schedule_, s)),
+                      Phase::parameter_gather, [](int, std::int64_t) {});
     }
     builder_.end_cell();
   }
@@ -727,15 +574,9 @@ class StepBuilder {
 
   void add_checkpoint() {
     if (!plan_.checkpoint) return;
-    const Precision& precision = plan_.precision;
-    const std::int64_t weight_bytes =
-        precision.master_bytes > 0 ? precision.master_bytes : precision.parameter_bytes;
     checkpoint_ = OpId(builder_.size());
     for (int p = 0; p < static_cast<int>(plan_.parallelism.pp); ++p) {
-      const StorageWrite write{.bytes = saved_elements(p) * (weight_bytes + precision.moment_bytes),
-                               .bytes_per_s = std::llround(plan_.checkpoint->bytes_per_s),
-                               .own_network = plan_.checkpoint->own_network};
-      const ShapeId shape = builder_.intern({.work = write, .label = "checkpoint", .sms = 0});
+      const ShapeId shape = builder_.intern(checkpoint_shape(plan_, elements_of(p)));
       for (std::int64_t slot = 0; slot < replicas_.count; ++slot) {
         const StreamId stream = stream_of(replicas_.rank(p, slot), StreamKind::storage);
         builder_.add(OpKind::transfer, shape,
@@ -749,35 +590,18 @@ class StepBuilder {
 
   void add_static_memory() {
     const Parallelism& par = plan_.parallelism;
-    const Precision& precision = plan_.precision;
     const ShapeId mark = builder_.intern({.work = Mark{}, .label = "begin", .sms = 0});
     for (int p = 0; p < static_cast<int>(par.pp); ++p) {
-      std::int64_t parameters = 0, gradients = 0;
-      for (int s : held_[static_cast<std::size_t>(p)]) {
-        const StageParameters& n = parameters_[static_cast<std::size_t>(s)];
-        const std::int64_t dense_group = layout_.group_size(GroupKind::data);
-        const std::int64_t expert_group = layout_.group_size(GroupKind::expert_data);
-        const std::int64_t all = n.dense + n.expert;
-        const std::int64_t shard = n.dense / dense_group + n.expert / expert_group;
-        parameters += par.zero_stage >= 3 ? shard : all;
-        gradients += par.zero_stage >= 2 ? shard : all;
-      }
+      const RankElements elements = elements_of(p);
       const auto workspace_of = [&](std::int64_t slot) {
-        std::int64_t workspace = 0;
+        std::int64_t transient = 0;
         for (int s : held_[static_cast<std::size_t>(p)]) {
-          // What ZeRO gathers or has not yet scattered: the unit that runs and the next (or the
-          // last) one.
-          const std::int64_t in_flight = 2 * factory_.largest_unit_parameters(s);
-          std::int64_t transient = factory_.workspace_bytes(s, most_rows(s, p, slot));
-          if (par.zero_stage >= 3) transient += in_flight * precision.parameter_bytes;
-          if (par.zero_stage >= 2) transient += in_flight * precision.gradient_bytes;
-          workspace = std::max(workspace, transient);
+          transient = std::max(
+              transient, transient_bytes(plan_, factory_.workspace_bytes(s, most_rows(s, p, slot)),
+                                         factory_.largest_unit_parameters(s)));
         }
-        return workspace;
+        return transient;
       };
-      // Activations and gradients in flight from and to both neighbours, double-buffered.
-      const std::int64_t message = activation_bytes();
-      const std::int64_t buffers = par.pp > 1 ? 2 * (4 * message) : 0;
       for (std::int64_t slot = 0; slot < replicas_.count; ++slot) {
         const RankId rank = replicas_.rank(p, slot);
         const StreamId stream = stream_of(rank, StreamKind::compute);
@@ -785,16 +609,15 @@ class StepBuilder {
             OpKind::sync, mark,
             {.micro_batch = 0, .layer = kNoLayer, .stage = 0, .phase = Phase::optimizer},
             {&stream, 1}, {});
-        const auto hold = [&](MemoryKind kind, std::int64_t bytes) {
-          if (bytes == 0) return;
-          builder_.memory({.op = op, .rank = rank, .kind = kind, .at_end = false, .bytes = bytes});
-        };
-        hold(MemoryKind::parameters, parameters * precision.parameter_bytes);
-        hold(MemoryKind::gradients, gradients * precision.gradient_bytes);
-        hold(MemoryKind::optimizer_state,
-             optimizer_elements(p) * (precision.master_bytes + precision.moment_bytes));
-        hold(MemoryKind::workspace, workspace_of(slot));
-        hold(MemoryKind::communication_buffers, buffers);
+        const auto bytes = static_memory(scenario_.model, plan_, elements, workspace_of(slot));
+        for (std::size_t kind = 0; kind < bytes.size(); ++kind) {
+          if (bytes[kind] == 0) continue;
+          builder_.memory({.op = op,
+                           .rank = rank,
+                           .kind = static_cast<MemoryKind>(kind),
+                           .at_end = false,
+                           .bytes = bytes[kind]});
+        }
       }
     }
   }
@@ -815,8 +638,8 @@ class StepBuilder {
   std::optional<OpId> checkpoint_;                     ///< the first of one op per simulated rank
   std::vector<StageParameters> parameters_;
   std::map<TemplateKey, CellTemplate> templates_;
-  std::vector<Input> forward_input_;  ///< by (stage, micro-batch)
-  std::vector<Input> backward_input_;
+  std::vector<Ids> forward_input_;  ///< by (stage, micro-batch)
+  std::vector<Ids> backward_input_;
   std::vector<std::vector<OpId>> last_ids_;                           ///< by position, slot
   std::map<std::pair<int, int>, std::vector<OpId>> gradients_ready_;  ///< by (position, stage)
   // Scratch, kept to save allocations.

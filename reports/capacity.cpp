@@ -14,6 +14,7 @@
 #include "reports/json_object.hpp"
 #include "reports/measured_timeline.hpp"
 #include "reports/trace.hpp"
+#include "reports/uncertainty.hpp"
 
 namespace orrery {
 
@@ -112,6 +113,15 @@ void study_around(CapacityScenario& scenario) {
   if (!scenario.study.report.executed_on.empty()) return;
   tbb::parallel_invoke([&] { scenario.scaling = scaling(scenario.study); },
                        [&] { scenario.sensitivity = sensitivity(scenario.study); });
+}
+
+/// Relative standard deviation of the step: of draws where there are any.
+double spread_of(const CapacityScenario& scenario) {
+  const auto& drawn = scenario.study.report.uncertainty;
+  if (!drawn) return scenario.sensitivity.spread();
+  constexpr double kTenthToTenth = 2 * 1.2816;  // of a normal distribution, in standard deviations
+  const Interval& step = drawn->step_time_s;
+  return (step.p90 - step.p10) / (kTenthToTenth * step.p50);
 }
 
 MeasuredStep read_measured(const std::string& file, const Study& study) {
@@ -265,7 +275,7 @@ CapacityReport capacity_report(const CapacityQuestion& question) {
   std::vector<Scenario> scenarios;
   for (const std::string& file : question.scenarios) {
     try {
-      scenarios.push_back(read_scenario(file));
+      scenarios.push_back(read_scenario(file, question.overrides));
     } catch (const InputError& error) {
       for (const Problem& problem : error.problems()) problems.add(problem);
     }
@@ -276,11 +286,14 @@ CapacityReport capacity_report(const CapacityQuestion& question) {
     CapacityScenario s{
         .study = study_step(std::move(scenario), {.network = question.network, .isolated = true})};
     study_around(s);
+    if (question.draws > 0) {
+      s.study.report.uncertainty = uncertainty(s.study, {.draws = question.draws});
+    }
     if (report.scenarios.empty() && !question.measured.empty()) {
       s.measured = read_measured(question.measured, s.study);
     }
     TargetContext own = context;
-    own.spread = s.sensitivity.spread();
+    own.spread = spread_of(s);
     for (const Target& target : targets) {
       s.judgements.push_back(judge(target, s.study.report, own));
     }

@@ -24,7 +24,9 @@ struct CapacityQuestion {
   std::string measured;         ///< trace of the first scenario's step as it ran; empty: none
   /// JSON that `search`, `budget`, `reliability` and `validate` wrote; empty: none.
   std::string search, budget, reliability, validation;
+  Overrides overrides;             ///< of all scenarios
   std::optional<Network> network;  ///< as in StudyOptions
+  std::int64_t draws = 0;          ///< of the prices' errors (reports/uncertainty.hpp); 0: none
 };
 
 /// JSON of another verb, read and checked to be that, otherwise as it is.

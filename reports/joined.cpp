@@ -178,9 +178,21 @@ std::string to_terminal(const Joined& joined) {
   part("exposed communication", &PhaseTimes::exposed_communication);
   part("bubble", &PhaseTimes::bubble);
   cells.push_back({"step", format_seconds(joined.predicted_s), format_seconds(joined.measured_s),
-                   percent(joined.predicted_s / joined.measured_s - 1)});
+                   percent(joined.step_error())});
+  if (joined.relative_speed > 0) {
+    cells.push_back({"step, predicted for that speed",
+                     format_seconds(joined.predicted_s / joined.relative_speed),
+                     format_seconds(joined.measured_s), percent(joined.step_error_at_one_speed())});
+  }
   text += '\n';
-  return text + format_table(cells, "lrrr", "  ");
+  text += format_table(cells, "lrrr", "  ");
+  if (joined.relative_speed > 0) {
+    text += fmt::format(
+        "  executed at {:.1f} % of the speed that the machine had while it was calibrated (of a "
+        "product of matrices)\n",
+        100 * joined.relative_speed);
+  }
+  return text;
 }
 
 std::string to_json(const Joined& joined) {
@@ -188,6 +200,10 @@ std::string to_json(const Joined& joined) {
     const auto row = [&](const JoinedRow& r) { write(o.writer(), r); };
     o("predicted_step_s", joined.predicted_s);
     o("measured_step_s", joined.measured_s);
+    if (joined.relative_speed > 0) {
+      o("relative_speed", joined.relative_speed);
+      o("step_error_at_one_speed", joined.step_error_at_one_speed());
+    }
     write_phases(o.name("predicted_phases_s"), joined.predicted_phases_s);
     write_phases(o.name("measured_phases_s"), joined.measured_phases_s);
     write(o.name("all"), joined.all);

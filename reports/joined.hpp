@@ -43,6 +43,15 @@ struct Joined {
   PhaseTimes predicted_phases_s;  ///< mean over ranks, as in a Report
   PhaseTimes measured_phases_s;
   JoinedRow all;  ///< all ops together
+  /// How fast the machine was while it executed the step, over how fast while it was calibrated; 0:
+  /// not known.
+  double relative_speed = 0;
+
+  double step_error() const { return measured_s > 0 ? predicted_s / measured_s - 1 : 0; }
+  /// Of the step as it would be predicted at the speed that the machine had.
+  double step_error_at_one_speed() const {
+    return relative_speed > 0 ? (1 + step_error()) / relative_speed - 1 : step_error();
+  }
 };
 
 /// Both timelines are of `program`.

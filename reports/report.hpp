@@ -3,12 +3,15 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "models/scenario.hpp"
+#include "reports/interval.hpp"
+#include "reports/uncertainty.hpp"
 #include "sim/price.hpp"
 #include "sim/program.hpp"
 #include "sim/timeline.hpp"
@@ -35,6 +38,8 @@ struct PhaseTimes {
   double sum() const {
     return forward + backward + weight + overlapped + bubble + optimizer + exposed_communication;
   }
+
+  friend bool operator==(const PhaseTimes&, const PhaseTimes&) = default;
 };
 
 /// Exposed communication in seconds, by what is exposed (rule 3 of reports/attribution.hpp).
@@ -98,8 +103,9 @@ struct PriceRow {
 struct PhaseSpan {
   Phase phase{};
   std::int64_t layers = 0;
-  double mean_span_s = 0;  ///< first start to last end, per layer
-  double mean_busy_s = 0;  ///< sum of op times, per layer
+  double mean_span_s = 0;          ///< first start to last end, per layer
+  double mean_busy_s = 0;          ///< sum of op times, per layer
+  std::optional<Interval> span_s;  ///< of the prices' errors, where draws were asked for
 };
 
 /// One cell of one position, simulated alone.
@@ -109,6 +115,7 @@ struct IsolatedCell {
   std::string what;  ///< "F of stage 3 with B of stage 12"
   double time_s = 0;
   std::vector<PhaseSpan> phases;
+  std::optional<Interval> drawn_s;  ///< time_s with the prices' errors, where draws were asked for
 };
 
 /// The links of one tier of the fabric over the step.
@@ -164,6 +171,7 @@ struct Report {
   std::vector<std::pair<std::string, double>>
       critical_path_s;  ///< phase name -> seconds, largest first
   double memory_capacity_bytes = 0;
+  std::optional<StepUncertainty> uncertainty;  ///< where it was asked for
   std::vector<std::string> warnings;
   std::uint64_t fingerprint = 0;
   EngineStatistics engine;
@@ -175,9 +183,10 @@ Report summarise(const Scenario& scenario, const Program& program, const PriceLi
                  const Timeline& timeline, const Traffic* traffic = nullptr);
 
 /// Each kind of cell that each of these pipeline positions runs (distinct in kind and stages, the
-/// first one of the schedule), built, priced and simulated alone.
+/// first one of the schedule), built, priced and simulated alone, and swept with so many draws of
+/// the prices' errors.
 std::vector<IsolatedCell> isolated_cells(const Scenario& scenario, std::span<const int> positions,
-                                         Network network);
+                                         Network network, std::int64_t draws = 0);
 
 /// The position whose isolated cells stand for the step: in the middle of the pipeline, away from
 /// embedding and head (V3: 7 of 0..15).

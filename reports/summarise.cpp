@@ -467,10 +467,34 @@ std::vector<PhaseSpan> phase_spans(const Program& program, const Timeline& timel
   return phases;
 }
 
+/// Sweeps with prices that err, over the sweep without: what errors do to the cell and to its
+/// phases.
+void draw_errors(IsolatedCell& cell, const Scenario& scenario, const Program& program,
+                 const PriceList& prices, std::int64_t draws) {
+  const Timeline plain = sweep(program, prices);
+  const std::vector<PhaseSpan> plain_phases = phase_spans(program, plain);
+  std::vector<double> times;
+  std::vector<std::vector<double>> spans(plain_phases.size());
+  for (std::int64_t i = 0; i < draws; ++i) {
+    const auto number = static_cast<std::uint64_t>(i);
+    const Timeline drawn = sweep(program, drawn_prices(program, prices, scenario.seed, number));
+    times.push_back(cell.time_s * seconds(drawn.makespan_ps()) / seconds(plain.makespan_ps()));
+    const std::vector<PhaseSpan> phases = phase_spans(program, drawn);
+    for (std::size_t p = 0; p < spans.size(); ++p) {
+      spans[p].push_back(cell.phases[p].mean_span_s * phases[p].mean_span_s /
+                         plain_phases[p].mean_span_s);
+    }
+  }
+  cell.drawn_s = interval_of(std::move(times));
+  for (std::size_t p = 0; p < spans.size(); ++p) {
+    cell.phases[p].span_s = interval_of(std::move(spans[p]));
+  }
+}
+
 }  // namespace
 
 std::vector<IsolatedCell> isolated_cells(const Scenario& scenario, std::span<const int> positions,
-                                         Network network) {
+                                         Network network, std::int64_t draws) {
   const Plan& plan = scenario.plan;
   const Schedule schedule =
       make_schedule({.kind = plan.schedule,
@@ -483,12 +507,13 @@ std::vector<IsolatedCell> isolated_cells(const Scenario& scenario, std::span<con
     for (const Action& action : schedule.actions[static_cast<std::size_t>(position)]) {
       if (!seen.insert({action.kind, action.stage, action.pair_stage}).second) continue;
       const Program program = build_cell(scenario, position, action);
-      const Timeline timeline = run_program(scenario, program, network).timeline;
+      const ProgramRun run = run_program(scenario, program, network);
       cells.push_back({.position = position,
                        .kind = cell_kind(action.kind),
                        .what = describe_action(action),
-                       .time_s = seconds(timeline.makespan_ps()),
-                       .phases = phase_spans(program, timeline)});
+                       .time_s = seconds(run.timeline.makespan_ps()),
+                       .phases = phase_spans(program, run.timeline)});
+      if (draws > 0) draw_errors(cells.back(), scenario, program, run.prices, draws);
     }
   }
   return cells;

@@ -243,8 +243,9 @@ std::string warnings(const Report& r, const TerminalOptions& options) {
 
 std::string to_terminal(const Report& r, const TerminalOptions& options) {
   std::string text = head(r, options) + "\n" + training(r) + phases(r, options) + "\n" + memory(r, options) +
-                     "\n" + network(r, options) + "\n" + costliest(r, options) +
-                     warnings(r, options);
+                     "\n" + network(r, options) + "\n" + costliest(r, options);
+  if (r.uncertainty) text += fmt::format("\n{}", to_terminal(*r.uncertainty));
+  text += warnings(r, options);
   if (options.timing) {
     text += fmt::format("{} operations, {} ranks, simulated in {}\n", r.engine.operations,
                         r.engine.ranks_simulated, format_seconds(r.engine.wall_s));
@@ -252,8 +253,11 @@ std::string to_terminal(const Report& r, const TerminalOptions& options) {
   return text;
 }
 
+namespace {
+constexpr std::string_view kPrefixes[] = {"", " K", " M", " B", " T", " P"};
+}
+
 std::string format_count(double value) {
-  static constexpr std::string_view kPrefixes[] = {"", " K", " M", " B", " T", " P"};
   std::size_t prefix = 0;
   // 999.5 would print as 1000 with three digits.
   while (std::abs(value) >= 999.5 && prefix + 1 < std::size(kPrefixes)) {
@@ -262,6 +266,18 @@ std::string format_count(double value) {
   }
   const int decimals = std::abs(value) >= 99.95 ? 0 : std::abs(value) >= 9.995 ? 1 : 2;
   return fmt::format("{:.{}f}{}", value, decimals, kPrefixes[prefix]);
+}
+
+std::optional<double> parse_count(std::string_view text) {
+  double factor = 1;
+  for (std::size_t i = 1; i < std::size(kPrefixes) && !text.empty(); ++i) {
+    if (text.back() != kPrefixes[i].back()) continue;
+    for (; i > 0; --i) factor *= 1000;
+    text.remove_suffix(text.size() > 1 && text[text.size() - 2] == ' ' ? 2 : 1);
+    break;
+  }
+  const auto number = parse_number(text);
+  return number ? std::optional(*number * factor) : std::nullopt;
 }
 
 std::string format_table(const std::vector<std::vector<std::string>>& rows, std::string_view align,

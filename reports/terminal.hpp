@@ -2,6 +2,7 @@
 // The summary of a step on a screen of 100 columns and 45 lines.
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -19,6 +20,9 @@ std::string to_terminal(const Report& report, const TerminalOptions& options = {
 
 /// "1.50 K", "14.8 T": three significant digits with a decimal prefix.
 std::string format_count(double value);
+
+/// What format_count writes, or a plain number: "14.8T", "2.8 M", "1e12".
+std::optional<double> parse_count(std::string_view text);
 
 /// A table for people: columns as wide as their widest cell, two spaces apart; `align` has a letter
 /// per column, l or r. The first row is the heading.

@@ -6,12 +6,14 @@
 #include <rapidjson/stringbuffer.h>
 
 #include <algorithm>
+#include <cmath>
 #include <filesystem>
 #include <optional>
 
 #include "reports/json.hpp"
 #include "reports/study.hpp"
 #include "reports/terminal.hpp"
+#include "reports/uncertainty.hpp"
 
 namespace orrery {
 
@@ -51,22 +53,29 @@ std::vector<std::string> split(std::string_view path) {
   }
 }
 
-std::optional<double> find_isolated(const std::vector<IsolatedCell>& cells,
-                                    const std::vector<std::string>& path) {
+/// A predicted value, and what the prices' errors make of it where draws were asked for.
+struct Found {
+  double value = 0;
+  std::optional<Interval> interval;
+};
+
+std::optional<Found> find_isolated(const std::vector<IsolatedCell>& cells,
+                                   const std::vector<std::string>& path) {
   if (path[0] == "cell") {
     if (path.size() != 3 || path[2] != "time_s") return std::nullopt;
     for (const IsolatedCell& cell : cells) {
-      if (name_of(cell.kind) == path[1]) return cell.time_s;
+      if (name_of(cell.kind) == path[1]) return Found{cell.time_s, cell.drawn_s};
     }
     return std::nullopt;
   }
   const bool busy = path.size() == 3 && path[2] == "busy";
   if (path.size() != 2 && !busy) return std::nullopt;
-  std::optional<double> found;
+  std::optional<Found> found;
   for (const IsolatedCell& cell : cells) {
     for (const PhaseSpan& phase : cell.phases) {
       if (key_of(phase.phase) != path[1]) continue;
-      const double value = busy ? phase.mean_busy_s : phase.mean_span_s;
+      const Found value =
+          busy ? Found{phase.mean_busy_s, {}} : Found{phase.mean_span_s, phase.span_s};
       if (cell.kind == CellKind::overlapped) return value;
       if (!found) found = value;
     }
@@ -104,7 +113,7 @@ struct Row {
 struct Request {
   std::string name;
   std::string scenario;
-  std::string profile;  // empty: the scenario's
+  Overrides overrides;  // its profile, if it is not the scenario's
   std::vector<Row> rows;
 };
 
@@ -130,7 +139,11 @@ void read_request(MapReader& reader, const std::string& file, std::vector<Reques
   Request request;
   request.name = reader.text("name");
   request.scenario = resolve(file, reader.text("scenario"));
-  if (reader.has("profile")) request.profile = resolve(file, reader.text("profile"));
+  if (reader.has("profile")) {
+    const fs::path profile = fs::absolute(resolve(file, reader.text("profile")));
+    request.overrides.push_back(
+        {.text = "profile=" + in_quotes(profile.string()), .at = reader.at("profile").at()});
+  }
   const Node rows = reader.require("rows");
   if (rows.kind() == Node::Kind::sequence) {
     for (std::size_t i = 0; i < rows.size(); ++i) {
@@ -165,36 +178,60 @@ std::vector<Request> read_requests(const std::string& path) {
   return requests;
 }
 
-Validation predict(const std::string& file, Request request) {
-  Problems problems;
-  Scenario scenario = read_scenario(request.scenario);
-  if (!request.profile.empty()) {
-    const Node node = read_document(request.profile, problems);
-    problems.throw_if_any();
-    scenario.profile = read_profile(node, problems);
-    problems.throw_if_any();
+/// How a quantity follows from the step's time: as a power of it; nothing if it does not.
+std::optional<double> power_of_step(std::string_view quantity) {
+  if (quantity == "step_time_s" || quantity == "gpu_hours_per_trillion_tokens") return 1;
+  for (const std::string_view rate : {"tokens_per_", "tflops_per_gpu_", "mfu_"}) {
+    if (starts_with(quantity, rate) && quantity != "tokens_per_step") return -1;
   }
+  return std::nullopt;
+}
+
+Interval interval_of_power(const StepUncertainty& uncertainty, double predicted, double power) {
+  std::vector<double> draws;
+  for (const double factor : uncertainty.factors) {
+    draws.push_back(predicted * std::pow(factor, power));
+  }
+  return interval_of(std::move(draws));
+}
+
+Validation predict(const std::string& file, Request request, const Overrides& overrides,
+                   std::int64_t draws) {
+  Problems problems;
+  request.overrides.insert(request.overrides.end(), overrides.begin(), overrides.end());
+  const Scenario scenario = read_scenario(request.scenario, request.overrides);
   const auto wants_isolated = [](const Row& r) { return is_isolated(r.row.quantity); };
   std::vector<IsolatedCell> cells;
   if (std::any_of(request.rows.begin(), request.rows.end(), wants_isolated)) {
     const int middle[] = {middle_position(scenario)};
-    cells = isolated_cells(scenario, middle, network_of(scenario, std::nullopt));
+    cells = isolated_cells(scenario, middle, network_of(scenario, std::nullopt), draws);
   }
   rapidjson::Document report;
   report.SetObject();
+  std::optional<StepUncertainty> errors;
   if (!std::all_of(request.rows.begin(), request.rows.end(), wants_isolated)) {
-    report.Parse<rapidjson::kParseFullPrecisionFlag>(to_json(study_step(scenario).report).c_str());
+    const Study study = study_step(scenario);
+    report.Parse<rapidjson::kParseFullPrecisionFlag>(to_json(study.report).c_str());
+    if (draws > 0) errors = uncertainty(study, {.draws = draws, .checked = 0});
   }
   Validation validation{.file = file, .name = request.name, .scenario = scenario.name};
   for (Row& row : request.rows) {
     const auto path = split(row.row.quantity);
-    const auto value = wants_isolated(row) ? find_isolated(cells, path) : find_number(report, path);
+    std::optional<Found> value;
+    if (wants_isolated(row)) {
+      value = find_isolated(cells, path);
+    } else if (const auto number = find_number(report, path)) {
+      const auto power = power_of_step(row.row.quantity);
+      value = Found{*number, {}};
+      if (power && errors) value->interval = interval_of_power(*errors, *number, *power);
+    }
     if (!value) {
       problems.add(row.quantity, fmt::format("'{}' is no number in the report", row.row.quantity),
                    "see `orrery run --json -`");
       continue;
     }
-    row.row.predicted = *value;
+    row.row.predicted = value->value;
+    row.row.interval = value->interval;
     validation.rows.push_back(std::move(row.row));
   }
   problems.throw_if_any();
@@ -209,10 +246,11 @@ std::string format_value(double value, Dimension dimension) {
 
 }  // namespace
 
-std::vector<Validation> validate(const std::string& path) {
+std::vector<Validation> validate(const std::string& path, const Overrides& overrides,
+                                 std::int64_t draws) {
   std::vector<Validation> validations;
   for (Request& request : read_requests(path)) {
-    validations.push_back(predict(path, std::move(request)));
+    validations.push_back(predict(path, std::move(request), overrides, draws));
   }
   return validations;
 }
@@ -221,9 +259,14 @@ std::string validation_table(std::span<const Validation> validations) {
   std::string text;
   std::size_t met = 0;
   std::size_t total = 0;
+  std::size_t held = 0;
+  std::size_t intervals = 0;
   for (const Validation& validation : validations) {
     std::vector<std::vector<std::string>> rows{
         {"quantity", "predicted", "published", "error", "aim", "", "source"}};
+    const bool drawn = std::any_of(validation.rows.begin(), validation.rows.end(),
+                                   [](const ValidationRow& row) { return row.interval; });
+    if (drawn) rows[0].insert(rows[0].begin() + 2, {"P10 to P90", ""});
     for (const ValidationRow& row : validation.rows) {
       rows.push_back({row.quantity, format_value(row.predicted, row.dimension),
                       format_value(row.published, row.dimension),
@@ -232,10 +275,26 @@ std::string validation_table(std::span<const Validation> validations) {
                       row.note.empty() ? row.source : row.source + " (" + row.note + ")"});
       met += row.met() ? 1 : 0;
       ++total;
+      if (!drawn) continue;
+      std::vector<std::string> columns{"", ""};
+      if (row.interval) {
+        const bool holds = row.interval->contains(row.published);
+        columns = {fmt::format("{} to {}", format_value(row.interval->p10, row.dimension),
+                               format_value(row.interval->p90, row.dimension)),
+                   holds ? "in" : "OUT"};
+        held += holds ? 1 : 0;
+        ++intervals;
+      }
+      rows.back().insert(rows.back().begin() + 2, columns.begin(), columns.end());
     }
-    text += validation.name + "\n" + format_table(rows, "lrrrrll", "  ") + "\n";
+    text += fmt::format("{}\n{}\n", validation.name,
+                        format_table(rows, drawn ? "lrrlrrrll" : "lrrrrll", "  "));
   }
-  return text + fmt::format("{} of {} within their aim\n", met, total);
+  text += fmt::format("{} of {} within their aim\n", met, total);
+  if (intervals > 0) {
+    text += fmt::format("{} of {} between P10 and P90 of the prices' errors\n", held, intervals);
+  }
+  return text;
 }
 
 std::string validation_json(std::span<const Validation> validations) {
@@ -271,6 +330,10 @@ std::string validation_json(std::span<const Validation> validations) {
       number("aim", row.aim);
       writer.Key("met");
       writer.Bool(row.met());
+      if (row.interval) {
+        number("p10", row.interval->p10);
+        number("p90", row.interval->p90);
+      }
       text("source", row.source);
       text("note", row.note);
       writer.EndObject();

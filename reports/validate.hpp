@@ -14,10 +14,13 @@
 // time from first start to last end of a phase per layer in the overlapped pair (else the first
 // cell that has it), and "phase.PHASE.busy" the mean sum of its op times.
 
+#include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "reports/interval.hpp"
 #include "reports/report.hpp"
 #include "sim/units.hpp"
 
@@ -31,6 +34,8 @@ struct ValidationRow {
   std::string source;
   std::string note;
   double predicted = 0;
+  /// Of the prices' errors, where draws were asked for and the quantity follows from the step's time.
+  std::optional<Interval> interval;
 
   double error() const { return predicted / published - 1; }
   bool met() const { return error() <= aim && error() >= -aim; }
@@ -43,8 +48,10 @@ struct Validation {
   std::vector<ValidationRow> rows;
 };
 
-/// Reads one file and simulates what it names. Throws InputError.
-std::vector<Validation> validate(const std::string& path);
+/// Reads one file and simulates what it names, each scenario with these overrides, and with so many
+/// draws of the prices' errors. Throws InputError.
+std::vector<Validation> validate(const std::string& path, const Overrides& overrides = {},
+                                 std::int64_t draws = 0);
 
 std::string validation_table(std::span<const Validation> validations);
 std::string validation_json(std::span<const Validation> validations);

@@ -68,11 +68,15 @@ struct ExchangeTable {
   ExchangeCost combine;
   ExchangeRange range;
   std::vector<ExchangeMachine> machines;
+  /// The first so many are of a table `like` another: what they took tells its kernels from the other's,
+  /// on whatever links.
+  std::size_t own_machines = 0;
 };
 
 /// Reads the profile key `expert_exchange`: a table, or the path of a file that holds one, relative
 /// to the file that names it. A table `like: FILE` has that file's costs and range, and its own
-/// machines are looked at before that file's.
+/// machines are looked at before that file's; on links that no machine has, their ratio of measured
+/// time to formula holds.
 ExchangeTable read_exchange_table(const Node& node, Problems& problems);
 
 /// Mean number of distinct nodes (own node included) that hold one of a token's top_k experts, for

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <optional>
+#include <span>
 
 #include "sim/check.hpp"
 
@@ -114,6 +115,22 @@ const ExchangeMachine* machine_like(const ExchangeTable& table, const Links& lin
     }
   }
   return nullptr;
+}
+
+/// Of the machines that tell these kernels from those of the formula, the one with the nearest
+/// links; null if the formula's are meant.
+const ExchangeMachine* own_machine(const ExchangeTable& table, const Links& links) {
+  const auto away = [&](const ExchangeMachine& m) {
+    const double nic = links.nic_bytes_per_s > 0
+                           ? std::abs(std::log(m.nic_bytes_per_s / links.nic_bytes_per_s))
+                           : 0;
+    return std::abs(std::log(m.nvlink_bytes_per_s / links.nvlink_bytes_per_s)) + nic;
+  };
+  const auto own =
+      std::span(table.machines).first(std::min(table.own_machines, table.machines.size()));
+  const auto nearest = std::min_element(
+      own.begin(), own.end(), [&](const auto& a, const auto& b) { return away(a) < away(b); });
+  return nearest == own.end() ? nullptr : &*nearest;
 }
 
 /// How far apart two exchanges are in everything but the size of the group.
@@ -407,6 +424,8 @@ Price price_exchange(const ExpertExchange& exchange, int sms, const Profile& pro
   const ExchangeTime formula = exchange_time(exchange, sms, cost, links);
   Correction corrected;
   const ExchangeMachine* machine = machine_like(table, links);
+  const bool alike = machine != nullptr;
+  if (!alike) machine = own_machine(table, links);
   if (machine != nullptr) corrected = correction(exchange, sms, *machine, cost);
   const double layout_s = remote && exchange.new_layout ? cost.layout_s : 0;
 
@@ -415,19 +434,20 @@ Price price_exchange(const ExpertExchange& exchange, int sms, const Profile& pro
   price.extrapolated = outside(table.range.tokens, exchange.tokens) ||
                        outside(table.range.hidden, exchange.hidden) ||
                        outside(table.range.sms, sms) || outside(table.range.ep, exchange.ep);
-  if (corrected.exact) {
+  if (alike && corrected.exact) {
     constexpr double kRounding = 0.02;  // the published rates are rounded to 1 in 50 GB/s
     price.source = PriceSource::measured;
     price.spread = kRounding;
-  } else if (corrected.between) {
+  } else if (alike && corrected.between) {
     price.source = PriceSource::interpolated;
     price.spread = table.interpolated_spread;
   } else {
     price.source = PriceSource::derived;
     price.spread = table.spread * (price.extrapolated ? 2 : 1);
   }
-  price.note = fmt::format("{}{}{}, limited by {}", table.id, machine != nullptr ? ", " : "",
-                           machine != nullptr ? machine->name : "", formula.limit);
+  price.note = fmt::format("{}{}{}{}, limited by {}", table.id, machine != nullptr ? ", " : "",
+                           machine != nullptr ? machine->name : "",
+                           machine != nullptr && !alike ? " on other links" : "", formula.limit);
   return price;
 }
 
@@ -471,8 +491,8 @@ Price price_send(const Send& send, const Cluster& cluster) {
   const LinkRate& link = send.same_node ? cluster.nvlink : cluster.nic;
   ORRERY_CHECK(link.bandwidth_bytes_per_s > 0, "{} has no such link", cluster.name);
   const auto bytes = static_cast<double>(send.bytes);
-  // Every pair of neighbours sends at once, whatever their number was when it was measured: the most
-  // is nearest to a step.
+  // Every pair of neighbours sends at once, whatever their number was when it was measured: the
+  // most is nearest to a step.
   if (const MeasuredLine* line = line_of(cluster, std::nullopt, cluster.gpus_per_node);
       send.same_node && line != nullptr) {
     return price_by(*line, bytes, line->ranks);

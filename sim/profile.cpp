@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "sim/kernel_prices.hpp"
+#include "sim/scaled_profile.hpp"
 
 namespace orrery {
 namespace {
@@ -296,20 +297,33 @@ Profile read_profile(const Node& node, Problems& problems) {
   const std::size_t problems_before = problems.size();
   MapReader r(node, problems, "profile");
   Profile profile;
+  const Device device = read_device(r.require("device"), problems);
+  const bool scaled = r.has("scaled");
+  if (scaled) profile = read_scaled_profile(r.at("scaled"), device, problems);
   profile.file = node.at().file;
   profile.name = r.text("name");
-  profile.device = read_device(r.require("device"), problems);
+  profile.device = device;
   // Left out where the kernels' times contain it, as the source then says.
-  profile.launch_gap_s = r.quantity_or("launch_gap", 0, Dimension::seconds);
-  profile.launch_gap_source = r.text("launch_gap_source");
-  profile.beside_communication = r.flag_or("beside_communication", false);
-  read_bandwidth_by_sms(r.at("bandwidth_by_sms"), profile, problems);
+  if (!scaled || r.has("launch_gap")) {
+    profile.launch_gap_s = r.quantity_or("launch_gap", 0, Dimension::seconds);
+    profile.launch_gap_source = r.text("launch_gap_source");
+  }
+  profile.beside_communication = r.flag_or("beside_communication", profile.beside_communication);
+  if (r.has("bandwidth_by_sms")) {
+    profile.bandwidth_by_sms.clear();
+    read_bandwidth_by_sms(r.at("bandwidth_by_sms"), profile, problems);
+  }
+  // Its own tables first: of equals the first is taken.
+  std::vector<GemmTable> gemms;
   for (const Node& table : elements(r.at("gemm"), "gemm", problems)) {
-    profile.gemms.push_back(read_gemm_table(table, problems));
+    gemms.push_back(read_gemm_table(table, problems));
   }
+  profile.gemms.insert(profile.gemms.begin(), gemms.begin(), gemms.end());
+  std::vector<AttentionTable> attention;
   for (const Node& table : elements(r.at("attention"), "attention", problems)) {
-    profile.attention.push_back(read_attention_table(table, problems));
+    attention.push_back(read_attention_table(table, problems));
   }
+  profile.attention.insert(profile.attention.begin(), attention.begin(), attention.end());
   read_streaming(r.at("streaming"), profile, problems);
   if (r.has("expert_exchange"))
     profile.exchange = read_exchange_table(r.at("expert_exchange"), problems);

@@ -210,6 +210,8 @@ class ProgramBuilder {
 
   void reserve(std::size_t ops, std::size_t predecessors);
   ShapeId intern(const Shape& shape);
+  /// Those interned so far.
+  const IdVector<ShapeId, Shape>& shapes() const { return program_.shapes_; }
   std::size_t size() const { return program_.kind_.size(); }
 
   /// Appends an op to the ends of the given streams. Predecessors may have ids not added yet (they

@@ -72,12 +72,6 @@ void set_element(const Matrix& m, std::int64_t row, std::int64_t column, float v
   }
 }
 
-ElementType element_type(Format format) {
-  ORRERY_CHECK(format == Format::fp32 || format == Format::bf16, "sums of {}",
-               kernels::name_of(format));
-  return format == Format::fp32 ? ElementType::fp32 : ElementType::bf16;
-}
-
 void collective(const Communication& c, const GroupOp& op) {
   switch (c.kind) {
     case Communication::Kind::all_reduce:
@@ -95,46 +89,12 @@ void collective(const Communication& c, const GroupOp& op) {
 
 // ---- experts ----
 
-/// Which of this rank's tokens each member gets: those that chose one of its experts.
-void make_route(const Communication& c) {
-  ExchangeRoute& route = *c.route;
-  route.sent.assign(c.members.size(), {});
-  for (std::int64_t t = 0; t < c.in.rows; ++t) {
-    for (std::int64_t i = 0; i < c.top_k; ++i) {
-      const std::int64_t member = c.experts[t * c.top_k + i] / c.local_experts;
-      auto& list = route.sent[static_cast<std::size_t>(member)];
-      if (list.empty() || list.back() != t) list.push_back(static_cast<std::int32_t>(t));
-    }
-  }
-}
-
-/// The experts of the member that gets the tokens, by their index there, and the weights; -1 and 0
-/// for experts elsewhere.
-void pack_choices(const Communication& c, std::size_t member, std::vector<std::int32_t>& experts,
-                  std::vector<float>& weights) {
-  const auto first = static_cast<std::int64_t>(member) * c.local_experts;
-  for (const std::int32_t t : c.route->sent[member]) {
-    for (std::int64_t i = 0; i < c.top_k; ++i) {
-      const std::int64_t local = c.experts[t * c.top_k + i] - first;
-      const bool there = local >= 0 && local < c.local_experts;
-      experts.push_back(there ? static_cast<std::int32_t>(local) : -1);
-      weights.push_back(there ? c.weights[t * c.top_k + i] : 0.0F);
-    }
-  }
-}
-
 /// Bytes that go to (or come from) each member, of so many rows.
 template <class Count>
 std::vector<std::uint64_t> bytes_of_rows(const std::vector<Count>& rows, std::size_t row_bytes) {
   std::vector<std::uint64_t> bytes;
   for (const Count count : rows) bytes.push_back(static_cast<std::uint64_t>(count) * row_bytes);
   return bytes;
-}
-
-std::vector<std::uint64_t> rows_sent(const ExchangeRoute& route) {
-  std::vector<std::uint64_t> rows;
-  for (const auto& tokens : route.sent) rows.push_back(tokens.size());
-  return rows;
 }
 
 void dispatch(const Communication& c, const GroupOp& op) {
@@ -233,6 +193,43 @@ void combine(const Communication& c, const GroupOp& op) {
 }
 
 }  // namespace
+
+ElementType element_type(Format format) {
+  ORRERY_CHECK(format == Format::fp32 || format == Format::bf16, "sums of {}",
+               kernels::name_of(format));
+  return format == Format::fp32 ? ElementType::fp32 : ElementType::bf16;
+}
+
+void make_route(const Communication& c) {
+  ExchangeRoute& route = *c.route;
+  route.sent.assign(c.members.size(), {});
+  for (std::int64_t t = 0; t < c.in.rows; ++t) {
+    for (std::int64_t i = 0; i < c.top_k; ++i) {
+      const std::int64_t member = c.experts[t * c.top_k + i] / c.local_experts;
+      auto& list = route.sent[static_cast<std::size_t>(member)];
+      if (list.empty() || list.back() != t) list.push_back(static_cast<std::int32_t>(t));
+    }
+  }
+}
+
+void pack_choices(const Communication& c, std::size_t member, std::vector<std::int32_t>& experts,
+                  std::vector<float>& weights) {
+  const auto first = static_cast<std::int64_t>(member) * c.local_experts;
+  for (const std::int32_t t : c.route->sent[member]) {
+    for (std::int64_t i = 0; i < c.top_k; ++i) {
+      const std::int64_t local = c.experts[t * c.top_k + i] - first;
+      const bool there = local >= 0 && local < c.local_experts;
+      experts.push_back(there ? static_cast<std::int32_t>(local) : -1);
+      weights.push_back(there ? c.weights[t * c.top_k + i] : 0.0F);
+    }
+  }
+}
+
+std::vector<std::uint64_t> rows_sent(const ExchangeRoute& route) {
+  std::vector<std::uint64_t> rows;
+  for (const auto& tokens : route.sent) rows.push_back(tokens.size());
+  return rows;
+}
 
 void communicate(const Communication& c, Transport& transport, std::int64_t step, OpId op,
                  const Program& program) {

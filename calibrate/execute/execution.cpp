@@ -2,27 +2,33 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <cmath>
 #include <limits>
 #include <stdexcept>
+#include <thread>
 #include <unordered_map>
 
 #include <fmt/core.h>
 
 #include "calibrate/execute/communicate.hpp"
+#include "calibrate/execute/communicate_on_device.hpp"
+#include "calibrate/execute/watch.hpp"
+#include "calibrate/transport/transport.hpp"
 #include "sim/check.hpp"
 
 namespace orrery {
 
 Execution::Execution(const Scenario& scenario, const Program& program, RankId rank,
-                     kernels::Device& device, Transport* transport)
+                     kernels::Device& device, Transport* transport,
+                     std::shared_ptr<const kernels::Nccl> nccl)
     : scenario_(scenario),
       program_(program),
       device_(device),
       transport_(transport),
       tensors_(device),
       lowered_(lower(scenario, program, rank, tensors_)) {
-  prepare();
+  prepare(std::move(nccl));
 }
 
 Execution::Execution(const Scenario& scenario, const Program& program, RankId world_rank,
@@ -33,11 +39,11 @@ Execution::Execution(const Scenario& scenario, const Program& program, RankId wo
       transport_(nullptr),
       tensors_(device),
       lowered_(lower_alone(scenario, program, world_rank, tensors_)) {
-  prepare();
+  prepare(nullptr);
 }
 
 /// Streams, events and waits, and what has to be done before the first step.
-void Execution::prepare() {
+void Execution::prepare(std::shared_ptr<const kernels::Nccl> nccl) {
   streams_.resize(kStreamsPerRank, {-1});
   std::unordered_map<std::uint64_t, std::size_t> index;
   events_.reserve(lowered_.ops.size());
@@ -67,6 +73,10 @@ void Execution::prepare() {
     device_.enqueue(streams_[static_cast<std::size_t>(lowered_.ops.front().streams.front())], call);
   }
   device_.synchronize();
+  if (nccl == nullptr || transport_ == nullptr) return;
+  watch_ = std::make_unique<Watch>(*transport_, device_, program_, lowered_.rank);
+  communication_ = std::make_unique<DeviceCommunication>(
+      *transport_, device_, std::move(nccl), program_, lowered_, tensors_, *watch_, streams_);
 }
 
 Execution::~Execution() = default;
@@ -122,13 +132,17 @@ void Execution::enqueue(const LoweredOp& op, std::int64_t number) {
   device_.record(stream, events.begin);
   const int sms = program_.shapes()[program_.shape(op.op)].sms;
   for (const kernels::Call& call : op.calls) device_.enqueue(stream, call, sms);
-  if (op.communication) {
+  std::optional<kernels::EventHandle> talks;
+  if (op.communication && communication_) {
+    talks = communication_->enqueue(op, number);
+  } else if (op.communication) {
     device_.enqueue_host(stream, [this, &op, number] {
       communicate(*op.communication, *transport_, number, op.op, program_);
     });
   }
   for (const kernels::Call& call : op.then) device_.enqueue(stream, call, sms);
   device_.record(stream, events.end);
+  if (watch_) watch_->add(op.op, talks, events.end);
   for (std::size_t i = 1; i < op.streams.size(); ++i) {
     device_.wait(stream_of_kind(op.streams[i]), events.end);
   }
@@ -140,6 +154,43 @@ RankStep Execution::step(std::int64_t number, const Tokens& tokens) {
 
 RankStep Execution::gradients(std::int64_t number, const Tokens& tokens) {
   return run(number, tokens, false);
+}
+
+/// Ops of a step, and how many they are.
+std::size_t Execution::enqueue_all(std::int64_t number, bool update) {
+  if (watch_) watch_->begin();
+  std::size_t ran = 0;
+  for (const LoweredOp& op : lowered_.ops) {
+    const Shape& shape = program_.shapes()[program_.shape(op.op)];
+    const auto* streaming = std::get_if<Streaming>(&shape.work);
+    // Behind AdamW only its own results are passed on.
+    if (!update && streaming != nullptr && streaming->kind == StreamingKind::optimizer) break;
+    enqueue(op, number);
+    ++ran;
+  }
+  return ran;
+}
+
+/// Until the device is done, or somebody has failed.
+void Execution::wait_for_peers() {
+  if (!communication_) return;
+  while (!watch_->all_done()) {
+    watch_->look();
+    communication_->check();
+    std::this_thread::sleep_for(std::chrono::microseconds(50));
+  }
+}
+
+/// Or the device waits for ever for a rank that does not come. The others first hear from this rank
+/// why, and then from NCCL that.
+void Execution::stop(const std::string& why) noexcept {
+  try {
+    transport_->abort(why);
+    communication_->abort();
+    device_.synchronize();
+  } catch (const std::exception&) {
+    // What has gone wrong before is the one to tell.
+  }
 }
 
 RankStep Execution::run(std::int64_t number, const Tokens& tokens, bool update) {
@@ -161,13 +212,12 @@ RankStep Execution::run(std::int64_t number, const Tokens& tokens, bool update) 
     if (loss != nullptr) device_.upload(loss, &zero, sizeof zero);
   }
   std::size_t ran = 0;
-  for (const LoweredOp& op : lowered_.ops) {
-    const Shape& shape = program_.shapes()[program_.shape(op.op)];
-    const auto* streaming = std::get_if<Streaming>(&shape.work);
-    // Behind AdamW only its own results are passed on.
-    if (!update && streaming != nullptr && streaming->kind == StreamingKind::optimizer) break;
-    enqueue(op, number);
-    ++ran;
+  try {
+    ran = enqueue_all(number, update);
+    wait_for_peers();
+  } catch (const std::exception& error) {
+    if (communication_) stop(error.what());
+    throw;
   }
   device_.synchronize();
   if (lowered_.overflow != nullptr) {

@@ -5,9 +5,11 @@
 #include <functional>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "calibrate/execute/lowering.hpp"
+#include "kernels/communicator.hpp"
 #include "kernels/device.hpp"
 #include "models/scenario.hpp"
 #include "sim/program.hpp"
@@ -15,7 +17,9 @@
 
 namespace orrery {
 
+class DeviceCommunication;
 class Transport;
+class Watch;
 
 /// Token ids of a sequence of the global batch of a step: sequence_length + 1 + mtp_modules of
 /// them.
@@ -40,9 +44,10 @@ struct RankStep {
 class Execution {
  public:
   /// A rank of a Program with all ranks. All arguments outlive it. `transport`: null for a single
-  /// rank.
+  /// rank. Without `nccl` messages go from and into host memory, which the device's has to be; with
+  /// it from device to device, and all ranks construct theirs at the same time.
   Execution(const Scenario& scenario, const Program& program, RankId rank, kernels::Device& device,
-            Transport* transport);
+            Transport* transport, std::shared_ptr<const kernels::Nccl> nccl = nullptr);
   /// A rank whose peers are not there (lower_alone).
   Execution(const Scenario& scenario, const Program& program, RankId world_rank,
             kernels::Device& device);
@@ -57,9 +62,12 @@ class Execution {
   const Tensors& tensors() const { return tensors_; }
 
  private:
-  void prepare();
+  void prepare(std::shared_ptr<const kernels::Nccl> nccl);
   void load(std::int64_t number, const Tokens& tokens);
   RankStep run(std::int64_t number, const Tokens& tokens, bool update);
+  std::size_t enqueue_all(std::int64_t number, bool update);
+  void wait_for_peers();
+  void stop(const std::string& why) noexcept;
   void enqueue(const LoweredOp& op, std::int64_t number);
 
   const Scenario& scenario_;
@@ -75,6 +83,8 @@ class Execution {
   };
   std::vector<Events> events_;                   ///< by index in lowered_.ops
   std::vector<std::vector<std::size_t>> waits_;  ///< indices of ops on other streams
+  std::unique_ptr<Watch> watch_;                 ///< where devices talk to each other, as the next
+  std::unique_ptr<DeviceCommunication> communication_;
 };
 
 /// The timelines of all ranks as one: an op of several ranks begins when the last of them has, and

@@ -12,6 +12,7 @@
 #include "calibrate/execute/execution.hpp"
 #include "calibrate/token_source.hpp"
 #include "calibrate/transport/clock_offset.hpp"
+#include "calibrate/transport/open_communicator.hpp"
 #include "calibrate/transport/transport.hpp"
 #include "models/step.hpp"
 #include "sim/check.hpp"
@@ -46,11 +47,34 @@ Tokens tokens_of(const Scenario& scenario) {
   };
 }
 
-std::unique_ptr<kernels::Device> open_device(const TrainOptions& options, int threads) {
+std::unique_ptr<kernels::Device> open_device(const TrainOptions& options, int threads,
+                                             int gpu = 0) {
   if (options.device == DeviceKind::cpu) return kernels::open_cpu_device(threads);
-  auto opened = kernels::open_cuda_device();
+  auto opened = kernels::open_cuda_device(gpu);
   if (auto* why = std::get_if<std::string>(&opened)) throw std::runtime_error("no GPU: " + *why);
   return std::move(std::get<std::unique_ptr<kernels::Device>>(opened));
+}
+
+/// How GPUs of several ranks talk; null for CPUs, whose memory is the host's, and for one rank.
+std::shared_ptr<const kernels::Nccl> load_nccl(const TrainOptions& options, int ranks) {
+  if (options.device == DeviceKind::cpu || ranks == 1) return nullptr;
+  auto loaded = kernels::Nccl::load();
+  if (const auto* why = std::get_if<std::string>(&loaded)) {
+    throw std::runtime_error(
+        fmt::format("{} ranks with a GPU each talk over NCCL: {}; --alone 0 executes one of them",
+                    ranks, *why));
+  }
+  return std::get<std::shared_ptr<const kernels::Nccl>>(loaded);
+}
+
+/// This rank's device among those of all ranks, which all call it.
+std::unique_ptr<kernels::Device> open_device_of(Transport& transport, const TrainOptions& options,
+                                                int threads) {
+  if (options.device == DeviceKind::cpu) return open_device(options, threads);
+  const LocalPlace place = local_place(transport);
+  const int gpus = kernels::count_cuda_devices();
+  // Without any, opening one says why.
+  return open_device(options, threads, gpus == 0 ? 0 : gpu_of(place, gpus));
 }
 
 /// What all ranks together came to, step by step.
@@ -165,11 +189,12 @@ TrainingRun train_in_threads(const Scenario& scenario, const TrainOptions& optio
   const int threads = threads_per_rank(options, ranks);
   Ledger ledger(scenario, run.program, ranks, options);
   const Tokens tokens = tokens_of(scenario);
+  const auto nccl = load_nccl(options, ranks);
   std::mutex mutex;
   run_in_process(ranks, timeout_of(options), [&](Transport& transport) {
-    const std::unique_ptr<kernels::Device> device = open_device(options, threads);
+    const std::unique_ptr<kernels::Device> device = open_device_of(transport, options, threads);
     Execution execution(scenario, run.program, RankId(static_cast<std::size_t>(transport.rank())),
-                        *device, &transport);
+                        *device, &transport, nccl);
     {
       const std::lock_guard lock(mutex);
       run.device = device->name();
@@ -185,6 +210,7 @@ TrainingRun train_in_threads(const Scenario& scenario, const TrainOptions& optio
   run.steps = ledger.steps();
   run.timeline = ledger.median();
   if (ranks > 1) run.device += fmt::format("; {} ranks in one process", ranks);
+  if (nccl != nullptr) run.device += ", " + nccl->name();
   return run;
 }
 
@@ -226,9 +252,11 @@ TrainingRun train_with_peers(const Scenario& scenario, const TrainOptions& optio
   run.first_rank = transport.rank() == 0;
   run.program = build_step(scenario, {.all_ranks = true});
   try {
-    const auto device = open_device(options, threads_per_rank(options, transport.ranks()));
+    const auto nccl = load_nccl(options, transport.ranks());
+    const auto device =
+        open_device_of(transport, options, threads_per_rank(options, transport.ranks()));
     Execution execution(scenario, run.program, RankId(static_cast<std::size_t>(transport.rank())),
-                        *device, &transport);
+                        *device, &transport, nccl);
     const std::int64_t offset_ns = clock_offset_ns(transport);
     Ledger ledger(scenario, run.program, transport.ranks(), options);
     const Tokens tokens = tokens_of(scenario);
@@ -244,6 +272,7 @@ TrainingRun train_with_peers(const Scenario& scenario, const TrainOptions& optio
     run.steps = ledger.steps();
     run.timeline = ledger.median();
     run.device = fmt::format("{}; {} MPI processes", device->name(), transport.ranks());
+    if (nccl != nullptr) run.device += ", " + nccl->name();
     run.memory_bytes = execution.tensors().total_bytes();
     run.reuse_waits = execution.lowered().reuse_waits;
     return run;

@@ -145,30 +145,6 @@ void gather_parts(const GroupOp& op, std::size_t element_bytes, std::span<std::b
 
 }  // namespace
 
-std::size_t bytes_of(ElementType type) {
-  switch (type) {
-    case ElementType::fp32:
-      return 4;
-    case ElementType::bf16:
-      return 2;
-    case ElementType::fp64:
-      return 8;
-  }
-  return 0;
-}
-
-std::string_view name_of(ElementType type) {
-  switch (type) {
-    case ElementType::fp32:
-      return "fp32";
-    case ElementType::bf16:
-      return "bf16";
-    case ElementType::fp64:
-      return "fp64";
-  }
-  return "";
-}
-
 Part part_of(std::size_t elements, std::size_t member, std::size_t members) {
   const std::size_t each = elements / members;
   const std::size_t longer = elements % members;  // the first so many have one more

@@ -10,17 +10,15 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
-#include <string_view>
 #include <vector>
 
 #include "calibrate/transport/transport.hpp"
+#include "kernels/communicator.hpp"
 
 namespace orrery {
 
 /// bf16 is summed in FP32 and rounded once, to the nearest, ties to even.
-enum class ElementType : std::uint8_t { fp32, bf16, fp64 };
-std::size_t bytes_of(ElementType type);
-std::string_view name_of(ElementType type);
+using kernels::ElementType;
 
 /// One operation of a group, as one of its members takes part in it. Several of a group may be
 /// under way at once, on other threads and under other tags.

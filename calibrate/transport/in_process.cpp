@@ -93,11 +93,11 @@ class InProcessTransport final : public Transport {
   }
 
   void wait_all(std::span<const Request> requests, OpName op) override {
-    const auto failed = own().pending.wait_all(requests, op, timeout());
-    if (!failed) return;
-    tell_others();
-    own().pending.wait_until_still();
-    throw TransportError(failed->text, failed->is_echo);
+    throw_if(own().pending.wait_all(requests, op, timeout()));
+  }
+
+  void check(std::span<const int> peers, OpName op) override {
+    throw_if(own().pending.look(peers, op));
   }
 
   void abort(const std::string& why) override {
@@ -112,6 +112,13 @@ class InProcessTransport final : public Transport {
     return *(*posts_)[static_cast<std::size_t>(rank)];
   }
   Post& own() const { return at(rank()); }
+
+  void throw_if(const std::optional<PendingRequests::Failed>& failed) {
+    if (!failed) return;
+    tell_others();
+    own().pending.wait_until_still();
+    throw TransportError(failed->text, failed->is_echo);
+  }
 
   /// Of this rank's own failure; those of others they know.
   void tell_others() {

@@ -102,6 +102,15 @@ class Progress {
     changed_.notify_all();
   }
 
+  /// Somebody looks at pending() without posting anything: for a second, what others say is heard.
+  void listen_in() {
+    const auto now = Clock::now();
+    const std::lock_guard lock(mutex_);
+    const bool asleep = now >= heard_until_;
+    heard_until_ = now + 1s;
+    if (asleep) changed_.notify_all();
+  }
+
   enum class Order : std::uint8_t {
     run,
     leave,  ///< say so, wait for the others to leave, finalise
@@ -230,8 +239,9 @@ class Progress {
     std::unique_lock lock(mutex_);
     const auto called = [&] { return !posts_.empty() || order_ != order; };
     if (idle == 1) idle_since_ = Clock::now();
-    if (active_.size() == 1 && !matcher_.has_receives() && order == Order::run) {
-      changed_.wait(lock, called);
+    const auto heard = [&] { return Clock::now() < heard_until_; };
+    if (active_.size() == 1 && !matcher_.has_receives() && order == Order::run && !heard()) {
+      changed_.wait(lock, [&] { return called() || heard(); });
       return;
     }
     const std::chrono::nanoseconds idle_for = Clock::now() - idle_since_;
@@ -434,6 +444,7 @@ class Progress {
   std::condition_variable changed_;
   std::deque<Post> posts_;
   Order order_ = Order::run;
+  Clock::time_point heard_until_;
   bool ready_ = false;
   bool stopped_ = false;
   std::string start_error_;
@@ -501,10 +512,12 @@ class MpiTransport final : public Transport {
   }
 
   void wait_all(std::span<const Request> requests, OpName op) override {
-    const auto failed = progress_->pending().wait_all(requests, op, timeout());
-    if (!failed) return;
-    progress_->order(Progress::Order::stop, kGrace);
-    throw TransportError(failed->text, failed->is_echo);
+    throw_if(progress_->pending().wait_all(requests, op, timeout()));
+  }
+
+  void check(std::span<const int> peers, OpName op) override {
+    progress_->listen_in();
+    throw_if(progress_->pending().look(peers, op));
   }
 
   void abort(const std::string& why) override {
@@ -514,6 +527,12 @@ class MpiTransport final : public Transport {
 
  private:
   static constexpr auto kGrace = 5s;
+
+  void throw_if(const std::optional<PendingRequests::Failed>& failed) {
+    if (!failed) return;
+    progress_->order(Progress::Order::stop, kGrace);
+    throw TransportError(failed->text, failed->is_echo);
+  }
 
   int checked(int peer) const {
     ORRERY_CHECK(peer >= 0 && peer < ranks(), "rank {} of {}", peer, ranks());

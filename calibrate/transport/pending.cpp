@@ -121,6 +121,24 @@ std::optional<PendingRequests::Failed> PendingRequests::wait_all(std::span<const
   return Failed{.text = where + why, .is_echo = false};
 }
 
+std::optional<PendingRequests::Failed> PendingRequests::look(std::span<const int> peers,
+                                                             OpName op) {
+  const std::lock_guard lock(mutex_);
+  const auto where = [&] { return fmt::format("rank {}: {}: ", rank_, op.str()); };
+  if (failure_) {
+    return Failed{.text = where() + told_by(rank_, *failure_), .is_echo = failure_->rank != rank_};
+  }
+  std::vector<int> gone;
+  for (const int peer : peers) {
+    if (left_.count(peer) > 0) gone.push_back(peer);
+  }
+  if (gone.empty()) return std::nullopt;
+  const std::string why = list_ranks(gone) + " left before";
+  failure_ = Failure{.rank = rank_, .why = fmt::format("{}: {}", op.str(), why)};
+  changed_.notify_all();
+  return Failed{.text = where() + why, .is_echo = false};
+}
+
 bool PendingRequests::fail(Failure failure) {
   const std::lock_guard lock(mutex_);
   if (failure_) return false;

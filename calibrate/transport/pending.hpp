@@ -53,6 +53,9 @@ class PendingRequests {
   std::optional<Failed> wait_all(std::span<const Request> requests, OpName op,
                                  std::chrono::nanoseconds timeout);
 
+  /// The same without requests: fails if the rank has failed, or one of the peers has left.
+  std::optional<Failed> look(std::span<const int> peers, OpName op);
+
   /// Only the first failure, own or another's, counts: true if it was this one. Every wait returns
   /// at once.
   bool fail(Failure failure);

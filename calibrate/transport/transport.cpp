@@ -5,7 +5,7 @@
 namespace orrery {
 namespace {
 
-enum class OwnTag : std::uint64_t { barrier = kOwnTags, gather_size, gather_bytes };
+enum class OwnTag : std::uint64_t { barrier = kOwnTags, gather_size, gather_bytes, roll_call };
 
 std::uint64_t tag(OwnTag own) {
   return static_cast<std::uint64_t>(own);
@@ -47,6 +47,20 @@ std::vector<std::vector<std::byte>> Transport::gather(std::span<const std::byte>
   for (std::size_t from = 1; from < all.size(); ++from) {
     all[from].resize(sizes[from]);
     requests.push_back(post_receive(static_cast<int>(from), tag(OwnTag::gather_bytes), all[from]));
+  }
+  wait_all(requests, op);
+  return all;
+}
+
+std::vector<std::uint64_t> Transport::roll_call(std::uint64_t own, OpName op) {
+  std::vector<std::uint64_t> all(static_cast<std::size_t>(ranks_), own);
+  std::vector<Request> requests;
+  for (int peer = 0; peer < ranks_; ++peer) {
+    if (peer == rank_) continue;
+    requests.push_back(
+        post_receive(peer, tag(OwnTag::roll_call),
+                     std::as_writable_bytes(std::span(&all[static_cast<std::size_t>(peer)], 1))));
+    requests.push_back(post_send(peer, tag(OwnTag::roll_call), std::as_bytes(std::span(&own, 1))));
   }
   wait_all(requests, op);
   return all;

@@ -66,8 +66,8 @@ class TransportError : public std::runtime_error {
   bool is_echo_;
 };
 
-/// One rank's end. Posting and waiting may be done by several threads at once; barrier, gather and
-/// the destructor by one thread at a time. A rank may send to itself.
+/// One rank's end. Posting and waiting may be done by several threads at once; barrier, gather,
+/// roll_call and the destructor by one thread at a time. A rank may send to itself.
 class Transport {
  public:
   /// `timeout`: what a single wait may take.
@@ -100,6 +100,10 @@ class Transport {
   virtual void wait_all(std::span<const Request> requests, OpName op) = 0;
   void wait(Request request, OpName op) { wait_all({&request, 1}, op); }
 
+  /// For who waits for peers by other means than messages: returns at once, or throws what a wait
+  /// for them would throw at once.
+  virtual void check(std::span<const int> peers, OpName op) = 0;
+
   /// This rank has failed: the others' waits throw `why` with its number. For what is thrown while
   /// a step runs; waits that threw have done it themselves. Only a rank's first failure counts.
   virtual void abort(const std::string& why) = 0;
@@ -109,6 +113,8 @@ class Transport {
   /// On rank 0 what every rank gave, by rank; on others nothing. Of any sizes.
   std::vector<std::vector<std::byte>> gather(std::span<const std::byte> bytes,
                                              OpName op = "gather");
+  /// What every rank says, by rank. Who does not answer is named by the time-out.
+  std::vector<std::uint64_t> roll_call(std::uint64_t own, OpName op = "roll call");
 
  private:
   int rank_;

@@ -152,12 +152,11 @@ class CpuDevice::Stream {
   static void run(const std::function<void()>& what) { what(); }
   static void run(const Record& what) {
     what.event->reached_ns = monotonic_ns();
-    what.event->pending = false;
-    what.event->pending.notify_all();
+    what.event->end_pending();
   }
   static void run(const Wait& what) {
     // stop() ends the pending of all, whether reached or not.
-    what.event->pending.wait(true);
+    what.event->wait();
   }
 
   CpuDevice& device_;
@@ -243,11 +242,16 @@ void CpuDevice::enqueue_host(StreamHandle stream, std::function<void()> work) {
   at(stream).push(std::move(work));
 }
 
+void CpuDevice::enqueue_copy_from(StreamHandle stream, void* to, const Device&, const void* from,
+                                  std::size_t bytes) {
+  at(stream).push([=] { std::memcpy(to, from, bytes); });
+}
+
 void CpuDevice::record(StreamHandle stream, EventHandle handle) {
   Event& event = at(handle);
   event.ever_recorded = true;
   event.reached_ns = 0;
-  event.pending = true;
+  event.pending = 1;
   at(stream).push(Stream::Record{&event});
 }
 
@@ -259,7 +263,7 @@ void CpuDevice::wait(StreamHandle stream, EventHandle handle) {
   }
   // Reached, or recorded before the last synchronize(). Asking later would be wrong: by then it may
   // have been recorded again.
-  if (!event.pending) return;
+  if (event.pending == 0) return;
   at(stream).push(Stream::Wait{&event});
 }
 
@@ -267,12 +271,20 @@ void CpuDevice::synchronize() {
   for (Stream& stream : streams_) stream.wait_until_idle();
   const std::lock_guard lock(mutex_);
   stopped_ = false;
-  for (Event& event : events_) event.pending = false;  // where an error kept it from being reached
+  for (Event& event : events_) event.pending = 0;  // where an error kept it from being reached
   if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
 }
 
 std::int64_t CpuDevice::reached_ns(EventHandle event) const {
   return events_.at(static_cast<std::size_t>(event.index)).reached_ns;
+}
+
+bool CpuDevice::reached(EventHandle event) const {
+  if (stopped_) {
+    const std::lock_guard lock(mutex_);
+    if (error_) std::rethrow_exception(error_);
+  }
+  return !events_.at(static_cast<std::size_t>(event.index)).pending;
 }
 
 void CpuDevice::flush_cache(StreamHandle stream) {
@@ -312,10 +324,7 @@ void CpuDevice::stop(std::exception_ptr error) {
   const std::lock_guard lock(mutex_);
   stopped_ = true;
   if (!error_) error_ = std::move(error);
-  for (Event& event : events_) {
-    event.pending = false;
-    event.pending.notify_all();
-  }
+  for (Event& event : events_) event.end_pending();
 }
 
 std::unique_ptr<Device> open_cpu_device(int threads) {

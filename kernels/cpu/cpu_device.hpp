@@ -17,7 +17,7 @@
 namespace orrery::kernels {
 
 /// All members but those of the streams' own threads are called by one thread at a time.
-class CpuDevice final : public Device {
+class CpuDevice : public Device {
  public:
   /// Threads that a call may use; 0, or more than there are: all that this process may use.
   explicit CpuDevice(int threads);
@@ -39,6 +39,8 @@ class CpuDevice final : public Device {
 
   void enqueue(StreamHandle stream, const Call& call, int sms) override;
   void enqueue_host(StreamHandle stream, std::function<void()> work) override;
+  void enqueue_copy_from(StreamHandle stream, void* to, const Device& peer, const void* from,
+                         std::size_t bytes) override;
   void record(StreamHandle stream, EventHandle event) override;
   /// Throws std::logic_error for an event that was never recorded: on a GPU this would wait for
   /// nothing.
@@ -47,16 +49,31 @@ class CpuDevice final : public Device {
   void synchronize() override;
   /// 0 if an error kept the stream from reaching it.
   std::int64_t reached_ns(EventHandle event) const override;
+  bool reached(EventHandle event) const override;
 
   void flush_cache(StreamHandle stream) override;
 
  private:
   class Stream;
   class Arena;
+  /// Thousands a step, of which few are waited for: reaching one wakes nobody else. libstdc++ waits
+  /// on an int in the kernel at its own address, while all smaller types share some counters, and
+  /// each change of one would wake, for nothing, a thread that waits for another.
   struct Event {
-    std::atomic<bool> pending = false;  ///< recorded, but not reached
+    std::atomic<int> pending = 0;  ///< 1: recorded, but not reached
+    std::atomic<int> waiting = 0;  ///< streams
     bool ever_recorded = false;
     std::atomic<std::int64_t> reached_ns = 0;
+
+    void end_pending() {
+      pending = 0;
+      if (waiting > 0) pending.notify_all();
+    }
+    void wait() {
+      ++waiting;
+      pending.wait(1);
+      --waiting;
+    }
   };
 
   Stream& at(StreamHandle stream);
@@ -69,7 +86,7 @@ class CpuDevice final : public Device {
   std::map<int, std::unique_ptr<Arena>> arenas_;  ///< by number of threads
   std::mutex cache_mutex_;
   std::vector<std::uint64_t> cache_;  ///< what flush_cache writes to
-  std::mutex mutex_;                  ///< of the next two
+  mutable std::mutex mutex_;          ///< of the next two
   std::deque<Event> events_;
   std::exception_ptr error_;
   std::atomic<bool> stopped_ = false;

@@ -11,6 +11,7 @@
 #include <memory>
 #include <mutex>
 #include <new>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -135,6 +136,11 @@ class FirstError {
     set_ = true;
   }
   bool set() const { return set_; }
+  /// Throws it and keeps it.
+  void show() {
+    const std::lock_guard lock(mutex_);
+    if (error_) std::rethrow_exception(error_);
+  }
   void rethrow() {
     const std::lock_guard lock(mutex_);
     set_ = false;
@@ -268,6 +274,14 @@ class CudaDevice final : public Device, private Recorder {
     check(cudaLaunchHostFunc(at(stream).stream.get(), run_host_work, kept.back().get()),
           "cudaLaunchHostFunc");
   }
+  void enqueue_copy_from(StreamHandle stream, void* to, const Device& peer, const void* from,
+                         std::size_t bytes) override {
+    const int other = dynamic_cast<const CudaDevice&>(peer).ordinal_;
+    use();
+    reach(other);
+    check(cudaMemcpyPeerAsync(to, ordinal_, from, other, bytes, at(stream).stream.get()),
+          "cudaMemcpyPeerAsync");
+  }
   void record(StreamHandle stream, EventHandle event) override {
     use();
     const cudaStream_t s = at(stream).stream.get();
@@ -316,6 +330,22 @@ class CudaDevice final : public Device, private Recorder {
     return events_.at(static_cast<std::size_t>(event.index))->reached_ns;
   }
 
+  bool reached(EventHandle event) const override {
+    use();
+    error_.show();
+    const cudaError_t state = cudaEventQuery(at(event).time.get());
+    if (state == cudaErrorNotReady) {
+      cudaGetLastError();  // or the next launch reports it
+      return false;
+    }
+    check(state, "a kernel failed");
+    return true;
+  }
+  void* native_stream(StreamHandle stream) override {
+    use();
+    return at(stream).stream.get();
+  }
+
   void flush_cache(StreamHandle stream) override {
     use();
     const std::size_t bytes = 2 * limits_.l2_bytes;
@@ -345,6 +375,20 @@ class CudaDevice final : public Device, private Recorder {
     use();
     check(cudaMemcpyAsync(to, from, bytes, kind, copy_stream_.get()), "cudaMemcpyAsync");
     check(cudaStreamSynchronize(copy_stream_.get()), "cudaMemcpyAsync");
+  }
+
+  /// Copies from that GPU go straight, where there is a way; else CUDA takes them through the host.
+  void reach(int other) {
+    if (other == ordinal_ || !reached_peers_.insert(other).second) return;
+    int can = 0;
+    check(cudaDeviceCanAccessPeer(&can, ordinal_, other), "cudaDeviceCanAccessPeer");
+    if (can == 0) return;
+    const cudaError_t enabled = cudaDeviceEnablePeerAccess(other, 0);
+    if (enabled == cudaErrorPeerAccessAlreadyEnabled) {
+      cudaGetLastError();
+    } else {
+      check(enabled, "cudaDeviceEnablePeerAccess");
+    }
   }
 
   /// Before events are recorded, never while some are on their way: they are timed by one anchor.
@@ -414,7 +458,8 @@ class CudaDevice final : public Device, private Recorder {
   std::string name_;
   Limits limits_;
   Libraries libraries_;
-  FirstError error_;
+  mutable FirstError error_;
+  std::set<int> reached_peers_;
   Stream copy_stream_;
   Stream recorder_stream_;
   Event joint_{cudaEventDisableTiming};
@@ -470,6 +515,13 @@ extern "C" {
 
 __attribute__((visibility("default"))) int orrery_cuda_module_version() {
   return orrery::kernels::kCudaModuleVersion;
+}
+
+__attribute__((visibility("default"))) int orrery_count_cuda_devices() {
+  int count = 0;
+  const bool counted = cudaGetDeviceCount(&count) == cudaSuccess;
+  cudaGetLastError();
+  return counted ? count : 0;
 }
 
 __attribute__((visibility("default"))) orrery::kernels::Device* orrery_open_cuda_device(

@@ -359,6 +359,60 @@ std::string why_invalid(const Schedule& schedule) {
   return sweep(schedule, ActionTimes{}).deadlock;
 }
 
+std::vector<int> holders_of(const Schedule& schedule, int stage) {
+  std::vector<int> holders = {schedule.rank_of(stage, 0)};
+  const int other = schedule.rank_of(stage, schedule.shape.micro_batches - 1);
+  if (other != holders[0]) holders.push_back(other);
+  std::sort(holders.begin(), holders.end());
+  return holders;
+}
+
+std::vector<std::vector<int>> stages_by_rank(const Schedule& schedule) {
+  std::vector<std::vector<int>> held(static_cast<std::size_t>(schedule.shape.ranks));
+  for (int s = 0; s < schedule.shape.stages(); ++s) {
+    for (const int rank : holders_of(schedule, s)) {
+      held[static_cast<std::size_t>(rank)].push_back(s);
+    }
+  }
+  return held;
+}
+
+std::vector<ActionId> issue_order(const Schedule& schedule) {
+  const Results results(schedule.shape);
+  std::vector<bool> made(results.size(), false);
+  const auto has_inputs = [&](const Action& action) {
+    for (const Action& half : halves_of(action)) {
+      if (!all_needs(results, half, [&](std::size_t result) -> bool { return made[result]; })) {
+        return false;
+      }
+    }
+    return true;
+  };
+  std::size_t left = 0;
+  for (const auto& actions : schedule.actions) left += actions.size();
+  std::vector<ActionId> order;
+  order.reserve(left);
+  std::vector<std::size_t> next(schedule.actions.size(), 0);
+  while (left > 0) {
+    const std::size_t before = left;
+    for (std::size_t rank = 0; rank < schedule.actions.size(); ++rank) {
+      const std::vector<Action>& actions = schedule.actions[rank];
+      for (; next[rank] < actions.size() && has_inputs(actions[next[rank]]); ++next[rank], --left) {
+        order.push_back({static_cast<std::int32_t>(rank), static_cast<std::int32_t>(next[rank])});
+        for (const Action& half : halves_of(actions[next[rank]])) {
+          if (half.kind == ActionKind::backward_weight) continue;  // nobody waits for it
+          made[half.kind == ActionKind::forward ? results.forward(half.stage, half.micro_batch)
+                                                : results.backward(half.stage, half.micro_batch)] =
+              true;
+        }
+      }
+    }
+    ORRERY_CHECK(left < before, "schedule {} deadlocks with {} actions left",
+                 name_of(schedule.shape.kind), left);
+  }
+  return order;
+}
+
 AbstractTimes run_abstract(const Schedule& schedule, const ActionTimes& times) {
   Sweep done = sweep(schedule, times);
   ORRERY_CHECK(done.deadlock.empty(), "{}", done.deadlock);

@@ -50,7 +50,7 @@ TEST(CalibrationPlan, HasEveryComputeShapeOfTheStepsCostliestFirstAndEachOnce) {
       EXPECT_TRUE(keys.contains(measured_key(shape))) << shape.label << " " << describe(shape);
     }
   }
-  EXPECT_GT(plan.step_bytes, 1'000'000);
+  EXPECT_GT(plan.pass_bytes, 1'000'000);
 }
 
 TEST(CalibrationPlan, SmSharesBeyondTheDeviceAreTheWholeDevice) {

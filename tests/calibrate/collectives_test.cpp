@@ -117,6 +117,7 @@ class Counting final : public Transport {
   void wait_all(std::span<const Request> requests, OpName op) override {
     inner_.wait_all(requests, op);
   }
+  void check(std::span<const int> peers, OpName op) override { inner_.check(peers, op); }
   void abort(const std::string& why) override { inner_.abort(why); }
   std::size_t sent = 0;
   std::size_t received = 0;

@@ -17,7 +17,7 @@
 
 namespace orrery {
 
-class KnownDevice final : public kernels::Device, public kernels::Recorder {
+class KnownDevice : public kernels::Device, public kernels::Recorder {
  public:
   explicit KnownDevice(int sms = 8) : sms_(sms) {}
   ~KnownDevice() override {
@@ -42,6 +42,9 @@ class KnownDevice final : public kernels::Device, public kernels::Recorder {
   std::size_t allocated_bytes = 0;
   std::size_t calls = 0;
   std::size_t flushes = 0;
+
+  /// The device is busy with something else.
+  void wait_ns(double ns) { now_ns_ += ns; }
 
   /// Seconds of one call on so many SMs, without noise.
   double seconds_of(const kernels::Call& call, int sms) const {
@@ -97,6 +100,9 @@ class KnownDevice final : public kernels::Device, public kernels::Recorder {
     }
   }
   void enqueue_host(kernels::StreamHandle, std::function<void()> work) override { work(); }
+  void enqueue_copy_from(kernels::StreamHandle, void*, const kernels::Device&, const void*,
+                         std::size_t) override {}
+  bool reached(kernels::EventHandle) const override { return true; }
   void record(kernels::StreamHandle, kernels::EventHandle event) override {
     const auto reach = [this, event] {
       reached_[static_cast<std::size_t>(event.index)] = std::llround(now_ns_);

@@ -63,6 +63,7 @@ TEST(FitLinear, NeverHasANegativeBase) {
 LocalClusterInputs made_up() {
   LocalClusterInputs inputs{.points = {},
                             .copy_bytes_per_s = 20e9,
+                            .link_copy_bytes_per_s = 20e9,
                             .ranks = 4,
                             .name = "4 ranks",
                             .profile = "profiles/cpu.yaml",

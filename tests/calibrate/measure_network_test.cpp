@@ -63,6 +63,7 @@ class Slow final : public Transport {
     if (op.str() == "measuring") std::this_thread::sleep_for(delay_);
     inner_.wait_all(requests, op);
   }
+  void check(std::span<const int> peers, OpName op) override { inner_.check(peers, op); }
   void abort(const std::string& why) override { inner_.abort(why); }
 
  private:

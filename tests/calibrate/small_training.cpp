@@ -102,7 +102,7 @@ void collect(const Scenario& scenario, const Lowered& lowered, Trained& trained)
 
 }  // namespace
 
-Trained train_small(const Scenario& scenario, int steps) {
+Trained train_small(const Scenario& scenario, int steps, const SmallRanks& small) {
   const Program program = build_step(scenario, {.all_ranks = true});
   const auto ranks = static_cast<int>(scenario.plan.parallelism.world());
   const Tokens tokens = [&](std::int64_t step, std::int64_t sequence) {
@@ -114,28 +114,34 @@ Trained train_small(const Scenario& scenario, int steps) {
   trained.mtp_losses.assign(static_cast<std::size_t>(rounds), 0);
   trained.gradient_norms.assign(static_cast<std::size_t>(rounds), 0);
   std::vector<std::vector<OpTimes>> times(static_cast<std::size_t>(ranks));
+  // By step and rank: added up in the order of ranks, not in that in which they come.
+  std::vector<std::vector<RankStep>> all(
+      static_cast<std::size_t>(rounds), std::vector<RankStep>(static_cast<std::size_t>(ranks)));
   const double batch_tokens = static_cast<double>(scenario.plan.global_batch_sequences) *
                               static_cast<double>(scenario.plan.sequence_length);
   std::mutex mutex;
   run_in_process(ranks, std::chrono::minutes(2), [&](Transport& transport) {
     const auto r = static_cast<std::size_t>(transport.rank());
-    const std::unique_ptr<kernels::Device> device = kernels::open_cpu_device(1);
-    Execution execution(scenario, program, RankId(r), *device, &transport);
+    const std::unique_ptr<kernels::Device> device = small.open_device();
+    Execution execution(scenario, program, RankId(r), *device, &transport, small.nccl);
     for (int s = 0; s < rounds; ++s) {
-      const RankStep step = steps == 0 ? execution.gradients(s, tokens) : execution.step(s, tokens);
-      const std::lock_guard lock(mutex);
-      const auto at = static_cast<std::size_t>(s);
-      // Tensor-parallel ranks all have the loss.
-      const double share = 1 / (batch_tokens * static_cast<double>(scenario.plan.parallelism.tp));
-      trained.losses[at] += share * step.loss_sum;
-      trained.mtp_losses[at] += share * step.mtp_loss_sum;
-      trained.gradient_norms[at] = step.gradient_norm;
+      RankStep& step = all[static_cast<std::size_t>(s)][r];
+      step = steps == 0 ? execution.gradients(s, tokens) : execution.step(s, tokens);
       times[r] = step.times;
     }
     const std::lock_guard lock(mutex);
     trained.reuse_waits += execution.lowered().reuse_waits;
     if (steps == 0) collect(scenario, execution.lowered(), trained);
   });
+  // Tensor-parallel ranks all have the loss.
+  const double share = 1 / (batch_tokens * static_cast<double>(scenario.plan.parallelism.tp));
+  for (std::size_t s = 0; s < all.size(); ++s) {
+    for (const RankStep& step : all[s]) {
+      trained.losses[s] += share * step.loss_sum;
+      trained.mtp_losses[s] += share * step.mtp_loss_sum;
+      trained.gradient_norms[s] = step.gradient_norm;
+    }
+  }
   trained.timeline = merge_times(program, times);
   return trained;
 }

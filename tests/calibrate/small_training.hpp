@@ -31,8 +31,16 @@ struct Trained {
   std::int64_t reuse_waits = 0;  ///< of all ranks
 };
 
+/// What ranks are: a device each, messages from its memory or, with `nccl`, over that.
+struct SmallRanks {
+  std::function<std::unique_ptr<kernels::Device>()> open_device = [] {
+    return kernels::open_cpu_device(1);
+  };
+  std::shared_ptr<const kernels::Nccl> nccl;
+};
+
 /// Trains for `steps`, or only computes the gradients of the first where steps is 0.
-Trained train_small(const Scenario& scenario, int steps);
+Trained train_small(const Scenario& scenario, int steps, const SmallRanks& small = {});
 
 /// Token ids that any seed gives: sequence of the global batch of a step.
 std::vector<std::int32_t> random_tokens(const Scenario& scenario, std::int64_t step,

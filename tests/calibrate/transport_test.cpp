@@ -188,6 +188,49 @@ TEST(InProcess, GathersDifferentSizesOnRankZero) {
   });
 }
 
+TEST(InProcess, ARollCallTellsAllWhatAllSay) {
+  run_in_process(3, kLong, [](Transport& t) {
+    for (std::uint64_t round = 0; round < 3; ++round) {
+      const std::uint64_t own = 10 * round + static_cast<std::uint64_t>(t.rank());
+      EXPECT_EQ(t.roll_call(own),
+                (std::vector<std::uint64_t>{10 * round, 10 * round + 1, 10 * round + 2}));
+    }
+  });
+}
+
+TEST(InProcess, ARollCallNamesWhoDoesNotAnswer) {
+  const auto errors = errors_of(3, 100ms, [](Transport& t) {
+    if (t.rank() == 2) return std::this_thread::sleep_for(500ms);
+    t.roll_call(7, "op 5");
+  });
+  EXPECT_THAT(errors[0], HasSubstr("op 5"));
+  EXPECT_THAT(errors[0], HasSubstr("nothing from rank 2 within 0.1 s"));
+}
+
+// Who waits elsewhere asks, and is told at once.
+TEST(InProcess, ACheckSeesWhoHasFailedOrLeft) {
+  std::atomic<bool> left = false;
+  const auto errors = errors_of(3, kLong, [&](Transport& t) {
+    const std::array peers{1};
+    if (t.rank() == 1) {
+      t.barrier();
+      left = true;
+      return;
+    }
+    t.check(peers, "op 5");
+    t.barrier();
+    const std::array others{2 - t.rank()};
+    while (true) {
+      t.check(others, "op 5");  // rank 1 is none of its peers, so that it may leave
+      if (left && t.rank() == 0) t.check(peers, "op 6");
+      std::this_thread::yield();
+    }
+  });
+  EXPECT_EQ(errors[0], "rank 0: op 6: rank 1 left before");
+  EXPECT_EQ(errors[1], "");
+  EXPECT_EQ(errors[2], "rank 2: op 5: rank 0 failed: op 6: rank 1 left before");
+}
+
 TEST(InProcess, ARankThatHangsIsNamed) {
   const auto began = std::chrono::steady_clock::now();
   std::atomic<int> failed{0};

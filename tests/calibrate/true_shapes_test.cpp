@@ -30,6 +30,9 @@ class AddressesOnly final : public kernels::Device {
   kernels::EventHandle create_event() override { return {0}; }
   void enqueue(kernels::StreamHandle, const kernels::Call&, int) override {}
   void enqueue_host(kernels::StreamHandle, std::function<void()>) override {}
+  void enqueue_copy_from(kernels::StreamHandle, void*, const kernels::Device&, const void*,
+                         std::size_t) override {}
+  bool reached(kernels::EventHandle) const override { return true; }
   void record(kernels::StreamHandle, kernels::EventHandle) override {}
   void wait(kernels::StreamHandle, kernels::EventHandle) override {}
   void synchronize() override {}

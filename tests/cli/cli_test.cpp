@@ -2,23 +2,21 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
-#include <spawn.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <csignal>
-#include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <set>
-#include <sstream>
 #include <string>
 #include <vector>
 
+#include "tests/cli/cli.hpp"
+
 namespace {
 
-namespace fs = std::filesystem;
+using namespace orrery;
 using nlohmann::json;
 
 const std::string kV3 = ORRERY_SOURCE_DIR "/scenarios/deepseek_v3_2048_h800.yaml";
@@ -26,67 +24,6 @@ const std::string kNode = ORRERY_SOURCE_DIR "/scenarios/clusters/h100_node.yaml"
 const std::string kTable =
     ORRERY_SOURCE_DIR "/tests/calibrate/nccl/h100_node_all_reduce_published.txt";
 const std::string kRuns = ORRERY_SOURCE_DIR "/scenarios/runs/deepseek_v3.yaml";
-
-struct Result {
-  int status = 0;  ///< exit status, or -signal
-  std::string out;
-  std::string err;
-};
-
-class Cli : public testing::Test {
- protected:
-  void SetUp() override {
-    folder_ = testing::TempDir() + "orrery_cli_" + std::to_string(getpid());
-    fs::create_directories(folder_ + "/here");
-  }
-  void TearDown() override { fs::remove_all(folder_); }
-
-  std::string path(const std::string& name) const { return folder_ + "/here/" + name; }
-  std::size_t files() const {
-    return static_cast<std::size_t>(std::distance(fs::directory_iterator(folder_ + "/here"), {}));
-  }
-
-  /// `out`: an open descriptor to use as standard output instead.
-  Result orrery(std::vector<std::string> args, int out = -1) const {
-    args.insert(args.begin(), ORRERY_BINARY);
-    std::vector<char*> argv;
-    for (std::string& arg : args) argv.push_back(arg.data());
-    argv.push_back(nullptr);
-    std::string path_set = "PATH=/usr/bin";
-    char* environment[] = {path_set.data(), nullptr};
-    posix_spawn_file_actions_t actions;
-    posix_spawn_file_actions_init(&actions);
-    const auto to_file = [&](int descriptor, const std::string& name) {
-      posix_spawn_file_actions_addopen(&actions, descriptor, (folder_ + "/" + name).c_str(),
-                                       O_WRONLY | O_CREAT | O_TRUNC, 0644);
-    };
-    if (out < 0) {
-      to_file(STDOUT_FILENO, "out");
-    } else {
-      posix_spawn_file_actions_adddup2(&actions, out, STDOUT_FILENO);
-    }
-    to_file(STDERR_FILENO, "err");
-    pid_t child = 0;
-    EXPECT_EQ(posix_spawn(&child, ORRERY_BINARY, &actions, nullptr, argv.data(), environment), 0);
-    posix_spawn_file_actions_destroy(&actions);
-    int status = 0;
-    waitpid(child, &status, 0);
-    return {WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status), slurp(folder_ + "/out"),
-            slurp(folder_ + "/err")};
-  }
-
-  static std::string slurp(const std::string& path) {
-    std::ostringstream text;
-    text << std::ifstream(path).rdbuf();
-    return text.str();
-  }
-
-  std::string folder_;
-};
-
-bool contains(const std::string& text, const std::string& part) {
-  return text.find(part) != std::string::npos;
-}
 
 TEST_F(Cli, RunWritesASummaryToStandardOutput) {
   const Result r = orrery({"run", kV3});
@@ -262,6 +199,82 @@ TEST_F(Cli, CompareShowsBoth) {
   EXPECT_EQ(json::parse(orrery({"compare", kV3, kV3, "--json", "-"}).out).at("reports").size(), 2u);
 }
 
+TEST_F(Cli, SettingWhatIsThereChangesNothing) {
+  const std::string base = orrery({"run", kV3, "--json", "-"}).out;
+  const Result same = orrery({"run", kV3, "--json", "-", "--set", "plan.layout.pp=16", "--set",
+                              "cluster.nvlink.bandwidth=*1", "--set", "profile.device.sms=132",
+                              "--set", "cluster.fabric.nic.capacity=50 GB/s", "--set",
+                              "plan.precision={recipe: fp8_deepseek}"});
+  EXPECT_EQ(same.status, 0) << same.err;
+  EXPECT_EQ(same.out, base);
+  EXPECT_NE(orrery({"run", kV3, "--json", "-", "--set", "plan.layout.ep=32"}).out, base);
+}
+
+TEST_F(Cli, OverridesThatAreWrongAreWrongInput) {
+  const std::vector<std::vector<std::string>> all = {
+      {"run", kV3},
+      {"explain", kV3},
+      {"compare", kV3, kV3},
+      {"network", kV3},
+      {"validate", ORRERY_SOURCE_DIR "/scenarios/runs/deepseek_v3.yaml"}};
+  for (std::vector<std::string> args : all) {
+    args.insert(args.end(), {"--set", "seed=1", "--set", "plan.layuot.pp=8"});
+    const Result r = orrery(args);
+    EXPECT_EQ(r.status, 2) << args[0];
+    EXPECT_EQ(r.out, "");
+    EXPECT_EQ(r.err,
+              "--set:2:6: error: unknown key 'layuot' in plan\n"
+              "  plan.layuot.pp=8\n"
+              "       ^\n"
+              "  hint: did you mean 'layout'?\n");
+  }
+  const Result network = orrery({"network", kNode, "--set", "nvlink.bandwith=*2"});
+  EXPECT_EQ(network.status, 2);
+  EXPECT_TRUE(contains(network.err, "there is no 'bandwith' in 'nvlink' to multiply"))
+      << network.err;
+}
+
+TEST_F(Cli, NetworkOfAChangedCluster) {
+  const Result r = orrery(
+      {"network", kNode, "--set", "nvlink.bandwidth=*0.5", "--set", "profile.device.name=Slow"});
+  EXPECT_EQ(r.status, 0) << r.err;
+  EXPECT_NE(r.out, orrery({"network", kNode}).out);
+}
+
+TEST_F(Cli, CompareAnswersWhatIfs) {
+  const std::vector<std::string> args = {"compare",   kV3,
+                                         "--what-if", "EP32: plan.layout.ep=32",
+                                         "--what-if", "odd: plan.layout={pp: 16, dp: 128, ep: 3}",
+                                         "--what-if", "seed=1, plan.communication_sms=8"};
+  const Result r = orrery(args);
+  EXPECT_EQ(r.status, 0) << r.err;
+  EXPECT_TRUE(contains(r.out, "\nEP32 ")) << r.out;
+  EXPECT_TRUE(contains(r.out, "\nseed=1, plan.communicati.. ")) << r.out;
+  EXPECT_TRUE(contains(r.out, "Cannot run\nodd  ep x expert_tp = 3 x 1 = 3 does not divide"))
+      << r.out;
+  EXPECT_TRUE(contains(r.err, "odd cannot run:\n--what-if:2:40: error: ep x expert_tp")) << r.err;
+  std::vector<std::string> as_json = args;
+  as_json.insert(as_json.end(), {"--json", "-", "--quiet"});
+  const json j = json::parse(orrery(as_json).out);
+  EXPECT_GT(j.at("base").at("step_time_s").get<double>(), 0);
+  ASSERT_EQ(j.at("variants").size(), 3u);
+  EXPECT_EQ(j.at("variants")[0].at("set")[0], "plan.layout.ep=32");
+  EXPECT_EQ(j.at("variants")[1].at("feasible"), false);
+  EXPECT_TRUE(j.at("variants")[1].at("report").is_null());
+
+  for (const std::vector<std::string>& wrong : std::vector<std::vector<std::string>>{
+           {"compare", kV3, "--what-if", "EP32"},
+           {"compare", kV3, kV3, "--what-if", "a: seed=1"},
+           {"compare", "--what-if", "a: seed=1"},
+           {"compare", "--what-ifs", path("none.yaml")},
+           {"compare", kV3, "--set", "plan.layout.ep=3", "--what-if", "a: seed=1"}}) {
+    const Result w = orrery(wrong);
+    EXPECT_EQ(w.status, 2) << wrong.back();
+    EXPECT_EQ(w.out, "");
+    EXPECT_NE(w.err, "");
+  }
+}
+
 TEST_F(Cli, ExplainPrintsAScenarioThatRuns) {
   const Result r = orrery({"explain", kV3, "--resolved"});
   ASSERT_EQ(r.status, 0) << r.err;
@@ -334,6 +347,18 @@ TEST_F(Cli, RunSaysWhatCannotBeExecuted) {
   const Result gpu = orrery({"run", kTiny, "--execute", "cuda"});
   EXPECT_EQ(gpu.status, 1);
   EXPECT_TRUE(contains(gpu.err, "no GPU: ")) << gpu.err;
+  std::string text = slurp(kTiny);
+  text.replace(text.find("{dp: 1, zero: 1}"), 16, "{dp: 2, zero: 1}");
+  for (const char* folder : {": models/", ": clusters/", ": texts/"}) {
+    text.replace(text.find(folder), 2, ": " ORRERY_SOURCE_DIR "/scenarios/");
+  }
+  std::ofstream(path("two.yaml")) << text;
+  const Result two = orrery({"run", path("two.yaml"), "--execute", "cuda"});
+  EXPECT_EQ(two.status, 1);
+  EXPECT_TRUE(contains(two.err,
+                       "2 ranks with a GPU each talk over NCCL: cannot load NCCL: "
+                       "/nowhere/libnccl.so.2: "))
+      << two.err;
   EXPECT_EQ(orrery({"run", kTiny, "--steps", "3"}).status, 2);
   EXPECT_EQ(orrery({"run", kTiny, "--execute", "cpu", "--alone", "1"}).status, 1);
 }
@@ -493,6 +518,51 @@ TEST_F(Cli, CalibrateSaysWhyThereIsNoGpu) {
   EXPECT_EQ(r.status, 1);
   EXPECT_TRUE(contains(r.err, "there is no GPU to calibrate: "));
   EXPECT_EQ(files(), 1u);
+}
+
+TEST_F(Cli, RunSaysHowSureItIs) {
+  const std::string mixtral = ORRERY_SOURCE_DIR "/scenarios/mixtral_8x7b_64_h100.yaml";
+  const Result r = orrery({"run", mixtral, "--uncertainty=20", "--json", path("r.json")});
+  EXPECT_EQ(r.status, 0) << r.err;
+  EXPECT_TRUE(contains(r.out, "How sure that is: 20 draws")) << r.out;
+  const json u = json::parse(slurp(path("r.json"))).at("uncertainty");
+  EXPECT_EQ(u.at("draws"), 20);
+  EXPECT_LT(u.at("step_time_s").at("p10"), u.at("step_time_s").at("p90"));
+  EXPECT_EQ(orrery({"run", mixtral, "--uncertainty=1"}).status, 2);
+}
+
+TEST_F(Cli, ReliabilityOfARun) {
+  const std::string failures = ORRERY_SOURCE_DIR "/scenarios/reliability/h800_2048.yaml";
+  const std::vector<std::string> ask = {"reliability", kV3, "--with", failures, "--time",
+                                        "50 days"};
+  Result r = orrery(ask);
+  EXPECT_EQ(r.status, 0) << r.err;
+  EXPECT_TRUE(contains(r.out, "2048 GPUs, 256 hosts; 50.0 days of training")) << r.out;
+  std::vector<std::string> as_json = ask;
+  as_json.insert(as_json.end(), {"--json", "-", "--trials", "50"});
+  r = orrery(as_json);
+  const json answer = json::parse(r.out);
+  EXPECT_EQ(answer.at("trials"), 50);
+  EXPECT_GT(answer.at("goodput").at("p10"), 0.5);
+  EXPECT_EQ(orrery(as_json).out, r.out);
+  // 14.8e12 tokens at the simulated rate: 2048 GPUs take 50 to 60 days (V3 report: less than two months).
+  r = orrery({"reliability", kV3, "--with", failures, "--tokens", "14.8e12", "--json", "-"});
+  EXPECT_NEAR(json::parse(r.out).at("useful_s").get<double>() / 86400, 50, 10);
+  // What is missing is said, all at once.
+  r = orrery({"reliability", kV3});
+  EXPECT_EQ(r.status, 2);
+  EXPECT_TRUE(contains(r.err, "does not say what fails")) << r.err;
+  EXPECT_TRUE(contains(r.err, "how long the run is, is not said")) << r.err;
+  EXPECT_EQ(orrery({"reliability"}).status, 2);
+  EXPECT_EQ(orrery({"reliability", kV3, "--with", failures, "--time", "50 GB"}).status, 2);
+}
+
+TEST_F(Cli, ReliabilityOfPublishedRuns) {
+  const std::string runs = ORRERY_SOURCE_DIR "/scenarios/reliability/published.yaml";
+  const Result r = orrery({"reliability", "--published=" + runs});
+  EXPECT_EQ(r.status, 0) << r.err;
+  EXPECT_TRUE(contains(r.out, "Llama 3 405B, 16384 H100, 54 days")) << r.out;
+  EXPECT_EQ(orrery({"reliability", "--published=" + kV3}).status, 2);
 }
 
 }  // namespace

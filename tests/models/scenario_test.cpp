@@ -66,6 +66,7 @@ void expect_equal(const Scenario& a, const Scenario& b) {
   EXPECT_TRUE(a.plan == b.plan);
   EXPECT_TRUE(a.stragglers == b.stragglers);
   EXPECT_TRUE(a.training == b.training);
+  EXPECT_TRUE(a.reliability == b.reliability);
 }
 
 TEST(Scenario, ShippedOnesReadBackToThemselves) {
@@ -141,6 +142,30 @@ TEST(Scenario, EveryFieldOfAPlanReadsBack) {
                        .weight_decay = 0,
                        .clip_norm = 0.5,
                        .adam_epsilon = 1e-15};
+  scenario.reliability = Reliability{
+      .name = "a \"cluster\"",
+      .gpus_per_node = 4,
+      .gpus_per_switch = 32,
+      .failures = {{.what = "GPUs: all",
+                    .of = FailingPart::gpu,
+                    .events = 17,
+                    .device_time_s = 1e9 / 3,
+                    .repair = RandomTime{100.0 / 3, 1000}},
+                   {.what = "slow",
+                    .of = FailingPart::host,
+                    .device_time_s = 1e7 / 7,
+                    .detection = {7.25, 7.25},
+                    .slowdown = 1.1,
+                    .source = "here"},
+                   {.what = "n", .of = FailingPart::nic, .device_time_s = 3},
+                   {.what = "s", .of = FailingPart::network_switch, .device_time_s = 4},
+                   {.what = "j", .of = FailingPart::job, .device_time_s = 5}},
+      .rate_spread = 0.3,
+      .restart = {600, 700.125},
+      .checkpoint = {1e9 / 3, 2e9 / 7, 1e12 / 9, 0.04, 1800.5},
+      .spare_hosts = 0,
+      .maintenance = Maintenance{86400.5, {3600, 4000}},
+      .source = "nowhere"};
   RouterDynamics router;
   router.steps = 7;
   router.sequences = 5;
@@ -243,6 +268,131 @@ TEST(Scenario, SchedulesSetTheNumberOfStages) {
   EXPECT_EQ(stages("schedule: zb_v "), 32u);
   EXPECT_EQ(stages("schedule: dual_pipe_v "), 32u);
   EXPECT_THROW(stages("schedule: interleaved_1f1b "), InputError);  // virtual_stages is missing
+}
+
+Overrides overrides(const std::vector<std::string>& texts) {
+  return overrides_of(texts, "--set");
+}
+
+std::string problems_of(const std::string& file, const std::vector<std::string>& texts) {
+  try {
+    read_scenario(file, overrides(texts));
+  } catch (const InputError& error) {
+    return format_problems(error.problems());
+  }
+  return "";
+}
+
+TEST(ScenarioOverrides, ReachAllFilesOfAScenario) {
+  const std::string v3 = kScenarios + "/deepseek_v3_2048_h800.yaml";
+  const Scenario base = read_scenario(v3);
+  const Scenario s = read_scenario(
+      v3,
+      overrides({"plan.layout.ep=32", "plan.layers_per_stage[15]=2", "plan.layers_per_stage.14=3",
+                 "model.moe.routed_experts=*0.5", "cluster.nvlink.bandwidth=*1.1",
+                 "profile.device.memory=96 GB", "cluster.fabric.nic.capacity=*2",
+                 "profile.expert_exchange.like.spread=0.5", "seed=7"}));
+  EXPECT_EQ(s.plan.parallelism.ep, 32);
+  EXPECT_EQ(layers_of(s.plan).back(), 2);
+  EXPECT_EQ(s.model.moe->routed_experts, 128);
+  EXPECT_DOUBLE_EQ(s.cluster.nvlink.bandwidth_bytes_per_s, 176e9);
+  EXPECT_DOUBLE_EQ(s.profile.device.memory_bytes, 96e9);
+  EXPECT_DOUBLE_EQ(s.profile.exchange.spread, 0.5);
+  EXPECT_EQ(s.seed, 7u);
+  const auto fastest_nic = [](const Fabric& fabric) {
+    double fastest = 0;
+    for (const FabricLink& link : fabric.links()) {
+      if (link.tier == LinkTier::nic) fastest = std::max(fastest, link.capacity_bytes_per_s);
+    }
+    return fastest;
+  };
+  EXPECT_DOUBLE_EQ(fastest_nic(*s.fabric), 2 * fastest_nic(*base.fabric));
+  EXPECT_EQ(s.profile.gemms.size(), base.profile.gemms.size());
+}
+
+TEST(ScenarioOverrides, OtherFilesAreNamedAsTheScenarioWouldNameThem) {
+  const std::string v3 = kScenarios + "/deepseek_v3_2048_h800.yaml";
+  const Scenario s =
+      read_scenario(v3, overrides({"cluster=clusters/h100_1024.yaml", "plan.layout.dp=64",
+                                   "profile.device.sms=120", "plan.communication_sms=8"}));
+  EXPECT_EQ(s.cluster.name, "1024 H100, 128 nodes");
+  EXPECT_EQ(s.profile.device.name, "NVIDIA H100 SXM5 80GB");
+  EXPECT_EQ(s.profile.device.sms, 120);
+  EXPECT_EQ(s.plan.communication_sms, 8);
+  const Scenario other = read_scenario(v3, overrides({"profile=profiles/h200.yaml"}));
+  EXPECT_EQ(other.profile.device.name, "NVIDIA H200 SXM");
+  EXPECT_EQ(other.cluster.name, "2048 H800, 256 nodes");
+}
+
+TEST(ScenarioOverrides, ResolvedReadsBackToItself) {
+  const std::string v3 = kScenarios + "/deepseek_v3_2048_h800.yaml";
+  for (const std::vector<std::string>& texts : std::vector<std::vector<std::string>>{
+           {},
+           {"profile.device.sms=100", "plan.layout.zero=0"},
+           {"cluster.fabric.nic.capacity=*2", "cluster.profile.gemm[0].spread=*2", "name=\"a: b\""},
+           {"cluster=clusters/h100_131072.yaml", "cluster.nodes=256", "profile.device.name=X, Y"},
+           {"profile.device.sms=100", "profile=profiles/h200.yaml"},
+           {"profile=profiles/h100.yaml", "profile.streaming.norm_forward.bandwidth=*0.5",
+            "fabric=fabrics/h800_2048_mrft.yaml", "fabric.nvlink.capacity=*2"}}) {
+    const Scenario once = read_scenario(v3, overrides(texts));
+    const std::string yaml = to_yaml(once);
+    const Scenario twice = read_scenario_text(yaml, kScenarios + "/resolved.yaml", kScenarios);
+    expect_equal(once, twice);
+    EXPECT_EQ(to_yaml(twice), yaml);
+    EXPECT_EQ(once.profile.device.sms, twice.profile.device.sms);
+    EXPECT_EQ(once.profile.device.name, twice.profile.device.name);
+    EXPECT_EQ(once.profile.gemms.at(0).spread, twice.profile.gemms.at(0).spread);
+    EXPECT_EQ(once.profile.streaming.at(StreamingKind::norm_forward).bytes_per_s,
+              twice.profile.streaming.at(StreamingKind::norm_forward).bytes_per_s);
+    ASSERT_EQ(once.fabric->links().size(), twice.fabric->links().size());
+    for (std::size_t i = 0; i < once.fabric->links().size(); ++i) {
+      ASSERT_EQ(once.fabric->links()[LinkId(i)].capacity_bytes_per_s,
+                twice.fabric->links()[LinkId(i)].capacity_bytes_per_s);
+    }
+  }
+}
+
+TEST(ScenarioOverrides, AScenarioMayHaveItsOwnAndGivenOnesComeAfterThem) {
+  const std::string text = edited("plan:\n", "set: [plan.micro_batch=2, seed=3]\nplan:\n");
+  const Scenario own = read_scenario_text(text, kScenarios + "/edited.yaml", kScenarios);
+  EXPECT_EQ(own.plan.micro_batch_sequences, 2);
+  EXPECT_EQ(own.seed, 3u);
+  const Scenario both = read_scenario_text(text, kScenarios + "/edited.yaml", kScenarios,
+                                           overrides({"seed=*3", "plan.micro_batch=1"}));
+  EXPECT_EQ(both.plan.micro_batch_sequences, 1);
+  EXPECT_EQ(both.seed, 9u);
+}
+
+TEST(ScenarioOverrides, AFileIsReadManyTimesAndStaysAsItIs) {
+  const ScenarioFile file(kScenarios + "/deepseek_v3_2048_h800.yaml");
+  const std::string before = to_yaml(file.read());
+  EXPECT_EQ(before, to_yaml(read_scenario(file.path())));
+  for (const char* text : {"plan.layout.ep=32", "profile.device.sms=100", "model.layers=x"}) {
+    const auto changed = [&](auto&& read) -> std::string {
+      try {
+        return to_yaml(read());
+      } catch (const InputError& error) {
+        return error.what();
+      }
+    };
+    EXPECT_EQ(changed([&] { return file.read(overrides({text})); }),
+              changed([&] { return read_scenario(file.path(), overrides({text})); }));
+    EXPECT_EQ(to_yaml(file.read()), before);
+  }
+}
+
+TEST(ScenarioOverrides, WhatHasNoEffectIsAProblem) {
+  const std::string v3 = kScenarios + "/deepseek_v3_2048_h800.yaml";
+  EXPECT_EQ(problems_of(v3, {"plan.schedule.kind=gpipe"}),
+            "--set:1:15: error: nothing is read below 'plan.schedule', which is 'dual_pipe'\n"
+            "  plan.schedule.kind=gpipe\n"
+            "                ^\n");
+  // The scenario's own profile is the one that is read.
+  EXPECT_EQ(problems_of(v3, {"profile=profiles/h200.yaml", "cluster.profile.device.sms=1"}),
+            "--set:2:17: error: nothing is read below 'cluster.profile', which is "
+            "'../profiles/h800.yaml'\n"
+            "  cluster.profile.device.sms=1\n"
+            "                  ^\n");
 }
 
 TEST(Scenario, RecipesOverrideFieldByField) {

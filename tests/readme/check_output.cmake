@@ -1,5 +1,6 @@
 cmake_minimum_required(VERSION 3.25)
 # What README.md shows between <!-- NAME:begin --> and <!-- NAME:end --> is what the program prints.
+# A block with a line to begin from shows what is printed from there on.
 # Where results were meant to move, rewrite the blocks (build/release/orrery must be up to date) and
 # read the diff:
 #   cmake -DUPDATE=ON -P tests/readme/check_output.cmake
@@ -11,11 +12,27 @@ if(NOT ORRERY)
 endif()
 set(run_command run scenarios/deepseek_v3_2048_h800.yaml)
 set(validation_command validate)
+set(uncertainty_command run scenarios/deepseek_v3_2048_h800.yaml --uncertainty)
+set(uncertainty_from "How sure that is")
+set(reliability_command reliability scenarios/deepseek_v3_2048_h800.yaml
+    --with scenarios/reliability/h800_2048.yaml --tokens 14.8e12)
+set(goodput_command reliability --published)
+set(what_if_command compare --what-ifs scenarios/what_if/deepseek_v3.yaml)
+set(scaled_command compare scenarios/profiles/h100.yaml scenarios/profiles/h100_from_h200.yaml
+                   scenarios/profiles/h200.yaml)
+set(search_command search scenarios/mixtral_8x7b_64_h100.yaml --top 5)
 
 file(READ ${ROOT}/README.md readme)
-foreach(name run validation)
+foreach(name run validation what_if scaled search uncertainty reliability goodput)
   execute_process(COMMAND ${ORRERY} ${${name}_command} WORKING_DIRECTORY ${ROOT}
                   OUTPUT_VARIABLE output ERROR_QUIET COMMAND_ERROR_IS_FATAL ANY)
+  if(DEFINED ${name}_from)
+    string(FIND "${output}" "${${name}_from}" at)
+    if(at EQUAL -1)
+      message(FATAL_ERROR "`orrery ${${name}_command}` does not print \"${${name}_from}\"")
+    endif()
+    string(SUBSTRING "${output}" ${at} -1 output)
+  endif()
   string(STRIP "${output}" output)
   set(wanted "<!-- ${name}:begin -->\n```\n${output}\n```\n")
   string(FIND "${readme}" "<!-- ${name}:begin -->\n" begin)

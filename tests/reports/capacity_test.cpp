@@ -214,6 +214,20 @@ TEST_F(CapacityFile, OtherDocumentsCountForTargets) {
   EXPECT_DOUBLE_EQ(j.high, plain * 2 / 0.4);  // a step twice as long, and the least goodput
 }
 
+// Two standard deviations of a normal distribution with these tenths.
+TEST_F(CapacityFile, DrawsOfErrorsReplaceTheirSum) {
+  CapacityQuestion question;
+  question.scenarios = {kTiny};
+  question.targets = {"step <= 1 s"};
+  question.draws = 50;
+  const CapacityScenario s = std::move(capacity_report(question).scenarios[0]);
+  ASSERT_TRUE(s.study.report.uncertainty.has_value());
+  const Interval& step = s.study.report.uncertainty->step_time_s;
+  const Judgement& j = s.judgements[0];
+  EXPECT_EQ(j.value, s.study.report.step_time_s);
+  EXPECT_NEAR((j.high - j.low) / (4 * j.value), (step.p90 - step.p10) / (2.5631 * step.p50), 1e-4);
+}
+
 TEST_F(CapacityFile, ProblemsOfAllFilesAreReportedAtOnce) {
   CapacityQuestion question;
   question.scenarios = {folder_ + "/none.yaml"};

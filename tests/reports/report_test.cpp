@@ -365,6 +365,41 @@ TEST_F(Validate, ComparesWithTheReport) {
   EXPECT_EQ(parsed.at("runs").at(0).at("rows").size(), 3u);
 }
 
+// A rate is the larger the shorter the step, and what does not follow from the step's time has no interval.
+TEST_F(Validate, DrawsThePricesErrors) {
+  const auto runs = validate(
+      put("run.yaml",
+          "name: test\nscenario: " + kV3 +
+              "\nrows:\n"
+              "  - {quantity: step_time_s, published: 18 s, aim: 1 %, source: a}\n"
+              "  - {quantity: tflops_per_gpu_causal, published: 400, aim: 1 %, source: a}\n"
+              "  - {quantity: ranks.3.multiplicity, published: 128, aim: 0.1 %, source: b}\n"
+              "  - {quantity: cell.overlapped.time_s, published: 100 ms, aim: 99 %, source: c}\n"
+              "  - {quantity: phase.mlp_forward, published: 4 ms, aim: 99 %, source: c}\n"),
+      {}, 40);
+  const auto& rows = runs[0].rows;
+  ASSERT_TRUE(rows[0].interval && rows[1].interval && rows[3].interval && rows[4].interval);
+  EXPECT_FALSE(rows[2].interval);
+  EXPECT_NEAR(rows[0].interval->p50 * rows[1].interval->p50, rows[0].predicted * rows[1].predicted,
+              1e-6 * rows[0].predicted * rows[1].predicted);
+  EXPECT_NEAR(rows[0].interval->p10 * rows[1].interval->p90, rows[0].predicted * rows[1].predicted,
+              2e-3 * rows[0].predicted * rows[1].predicted);
+  for (const ValidationRow& row : rows) {
+    if (!row.interval) continue;
+    EXPECT_LT(row.interval->p10, row.predicted);
+    EXPECT_GT(row.interval->p90, row.predicted);
+  }
+  const std::string table = validation_table(runs);
+  EXPECT_NE(table.find("of 4 between P10 and P90"), std::string::npos) << table;
+  EXPECT_DOUBLE_EQ(json::parse(validation_json(runs)).at("runs").at(0).at("rows").at(0).at("p10").get<double>(),
+                   rows[0].interval->p10);
+  EXPECT_EQ(validation_table(validate(put("run.yaml", "name: test\nscenario: " + kV3 +
+                                          "\nrows:\n  - {quantity: step_time_s, published: 18 s, "
+                                          "aim: 1 %, source: a}\n")))
+                .find("P10"),
+            std::string::npos);
+}
+
 TEST_F(Validate, TellsWhereAQuantityIsUnknown) {
   const std::string path =
       put("run.yaml", "name: test\nscenario: " + kV3 +

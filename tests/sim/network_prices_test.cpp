@@ -118,6 +118,46 @@ TEST(PriceExchange, ATableLikeAnotherKeepsItsCostsAndPutsItsOwnMachinesFirst) {
   }
 }
 
+// Across nodes the NIC decides at 24 SMs: with NVLink twice as fast the formula gives the same
+// time, so what is measured stays what it was, and is no measurement any more. Twice the NIC halves
+// nothing but the NIC's leg.
+TEST(PriceExchange, OnOtherLinksOwnKernelsKeepTheirRatioToTheFormula) {
+  Problems problems;
+  Profile first = hopper();
+  first.exchange = read_exchange_table(
+      read_document(ORRERY_SOURCE_DIR "/scenarios/profiles/expert_exchange_h800_2025_02.yaml",
+                    problems),
+      problems);
+  problems.throw_if_any();
+  const Cluster h800 = cluster_named("h800_2048");
+  Cluster nvlink = h800;
+  nvlink.nvlink.bandwidth_bytes_per_s *= 2;
+  Cluster nic = h800;
+  nic.nic.bandwidth_bytes_per_s *= 2;
+  Profile formula = hopper();
+  formula.exchange.machines.clear();
+  for (const bool combine : {false, true}) {
+    const ExpertExchange ep64 = deepep_shape({64, 20, 46, 45}, combine);
+    const Price base = price_exchange(ep64, 20, first, h800);
+    const Price fast = price_exchange(ep64, 20, first, nvlink);
+    EXPECT_EQ(base.source, PriceSource::measured);
+    EXPECT_EQ(fast.source, PriceSource::derived);
+    EXPECT_NEAR(
+        us(fast) / us(base),
+        us(price_exchange(ep64, 20, formula, nvlink)) / us(price_exchange(ep64, 20, formula, h800)),
+        1e-6);
+    EXPECT_NEAR(
+        us(price_exchange(ep64, 20, first, nic)) / us(base),
+        us(price_exchange(ep64, 20, formula, nic)) / us(price_exchange(ep64, 20, formula, h800)),
+        1e-6);
+    EXPECT_LT(us(price_exchange(ep64, 20, first, nic)), us(base));
+    EXPECT_NE(fast.note.find("H800 2025-02 on other links"), std::string::npos) << fast.note;
+    // The table that the formula was fitted to has no such ratio.
+    EXPECT_EQ(us(price_exchange(ep64, 20, hopper(), nvlink)),
+              us(price_exchange(ep64, 20, formula, nvlink)));
+  }
+}
+
 TEST(PriceExchange, OneNodeNeedsNoNicToBeMeasured) {
   const Price p =
       price_exchange(deepep_shape(kDeepEp[0], false), 20, hopper(), cluster_named("h800_node"));

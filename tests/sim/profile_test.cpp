@@ -215,7 +215,8 @@ TEST_P(ShippedProfile, NamesTheTrainingTraceOnlyWhereItSaysSo) {
 
 INSTANTIATE_TEST_SUITE_P(All, ShippedProfile,
                          testing::Values("h800", "h800_deepgemm_2025_04", "h800_trace", "h100",
-                                         "h200", "b200", "a100"),
+                                         "h200", "b200", "a100", "h100_from_h200",
+                                         "h800_from_h200"),
                          [](const auto& param_info) { return std::string(param_info.param); });
 
 }  // namespace
