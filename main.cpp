@@ -25,11 +25,13 @@
 #include "calibrate/read_nccl.hpp"
 #include "calibrate/transport/launched.hpp"
 #include "kernels/device.hpp"
+#include "reports/capacity.hpp"
 #include "reports/compare.hpp"
 #include "reports/compare_profiles.hpp"
 #include "reports/explain.hpp"
 #include "reports/goodput.hpp"
 #include "reports/goodput_runs.hpp"
+#include "reports/html/page.hpp"
 #include "reports/joined.hpp"
 #include "reports/json.hpp"
 #include "reports/network.hpp"
@@ -95,6 +97,9 @@ struct Options {
   std::int64_t draws = 0;  ///< of prices' errors; 0: none
   GoodputQuestion goodput;
   std::string published;  ///< file of published goodput
+  CapacityQuestion capacity;
+  std::string format = "html";
+  std::string page;  ///< of run; empty: none
 };
 
 bool wants_colour() {
@@ -125,7 +130,7 @@ void print_warnings(const Options& options, const Report& report) {
   for (const std::string& text : report.warnings) fmt::print(stderr, "warning: {}\n", text);
 }
 
-void write_run(const Options& options, const Study& study);
+void write_run(const Options& options, Study study);
 
 /// The same step for real. Of MPI ranks only the first has results to write.
 int execute(const Options& options) {
@@ -142,29 +147,30 @@ int execute(const Options& options) {
   Study study =
       study_executed(scenario, std::move(run.program), std::move(run.timeline), run.device);
   study.report.training = std::move(run.steps);
-  write_run(options, study);
+  write_run(options, std::move(study));
   return 0;
 }
 
 int run(const Options& options) {
-  if (options.json == "-" && options.trace == "-") {
-    reject("--json and --trace cannot both go to standard output");
+  if ((options.json == "-") + (options.trace == "-") + (options.page == "-") > 1) {
+    reject("only one of --json, --trace and --report can go to standard output");
   }
   if (options.execute) return execute(options);
   Scenario scenario = read_scenario(options.files[0], overrides(options));
   if (options.engine == Engine::sweep && network_of(scenario, options.fidelity) == Network::flows) {
     reject("--engine sweep knows no flows", "add --network formula, or leave --engine out");
   }
-  Study study = study_step(std::move(scenario), {.all_ranks = options.all_ranks,
-                                                 .network = options.fidelity,
-                                                 .engine = options.engine.value_or(Engine::sweep),
-                                                 .isolated = !options.json.empty()});
+  Study study = study_step(std::move(scenario),
+                           {.all_ranks = options.all_ranks,
+                            .network = options.fidelity,
+                            .engine = options.engine.value_or(Engine::sweep),
+                            .isolated = !options.json.empty() || !options.page.empty()});
   if (options.draws > 0) study.report.uncertainty = uncertainty(study, {.draws = options.draws});
-  write_run(options, study);
+  write_run(options, std::move(study));
   return 0;
 }
 
-void write_run(const Options& options, const Study& study) {
+void write_run(const Options& options, Study study) {
   print_notes(options, study.scenario);
   if (!options.trace.empty()) {
     std::vector<std::uint32_t> ranks = options.trace_ranks;
@@ -182,12 +188,33 @@ void write_run(const Options& options, const Study& study) {
   if (!options.json.empty()) {
     write_file(options.json, to_json(study.report, {.timing = options.timing}));
   }
-  if (options.json == "-" || options.trace == "-") {
+  if (options.json == "-" || options.trace == "-" || options.page == "-") {
     print_warnings(options, study.report);
-  } else if (!options.quiet || (options.json.empty() && options.trace.empty())) {
+  } else if (!options.quiet ||
+             (options.json.empty() && options.trace.empty() && options.page.empty())) {
     write_file("-",
                to_terminal(study.report, {.colour = wants_colour(), .timing = options.timing}));
   }
+  if (!options.page.empty()) {
+    write_file(options.page, html_page(capacity_report(std::move(study))));
+  }
+}
+
+int report_capacity(Options& options) {
+  options.capacity.scenarios = options.files;
+  options.capacity.network = options.fidelity;
+  options.capacity.overrides = overrides(options);
+  const CapacityReport report = capacity_report(options.capacity);
+  for (const CapacityScenario& s : report.scenarios) {
+    print_notes(options, s.study.scenario);
+    for (const Judgement& judgement : s.judgements) {
+      if (options.out != "-") write_file("-", answer_of(judgement) + "\n");
+    }
+  }
+  write_file(options.out, options.format == "html"       ? html_page(report)
+                          : options.format == "markdown" ? to_markdown(report)
+                                                         : to_csv(report));
+  return 0;
 }
 
 int explain_scenario(const Options& options) {
@@ -821,6 +848,8 @@ int main_of(int argc, char** argv) {
   };
   draws(run_verb);
 
+  run_verb->add_option("--report", options.page, "write the capacity report, one HTML file");
+
   CLI::App* explain_verb =
       app.add_subcommand("explain", "resolved scenario, counts, memory, layout, Program, prices");
   scenario(explain_verb);
@@ -925,6 +954,7 @@ int main_of(int argc, char** argv) {
   set(search_verb, kSet);
   json(search_verb);
   quiet(search_verb);
+
   CLI::App* reliability_verb =
       app.add_subcommand("reliability", "goodput and calendar time of a run, with failures");
   reliability_verb->add_option("scenario", options.files, "scenario file")->expected(0, 1);
@@ -956,6 +986,42 @@ int main_of(int argc, char** argv) {
                              "instead: what other clusters' failures predict for published runs");
   json(reliability_verb);
   set(reliability_verb, kSet);
+
+  CLI::App* report_verb =
+      app.add_subcommand("report", "what a capacity-planning review needs, in one file");
+  report_verb->add_option("scenarios", options.files, "scenario files")->required()->expected(1, 16);
+  report_verb->add_option("-o,--out", options.out, "write to this file, - for standard output")
+      ->required();
+  report_verb->add_option("--format", options.format, "html (default), markdown or csv")
+      ->check(CLI::IsMember({"html", "markdown", "csv"}));
+  CapacityQuestion& capacity = options.capacity;
+  report_verb->add_option("--target", capacity.targets,
+                          "what must be reached, as \"tokens/day >= 250G\"; may be repeated")
+      ->expected(1)
+      ->take_all();
+  const auto decimal = [&](const char* name, double& value, const char* text) {
+    report_verb
+        ->add_option_function<std::string>(
+            name, [&value](const std::string& word) { value = *parse_tokens(word); }, text)
+        ->check([](const std::string& word) {
+          return parse_tokens(word) ? "" : "'" + word + "' is no number such as 14.8T";
+        });
+  };
+  decimal("--tokens", capacity.tokens, "of the whole run, as 14.8T");
+  decimal("--usd-per-gpu-hour", capacity.usd_per_gpu_hour, "what a GPU-hour costs");
+  report_verb->add_option("--measured", capacity.measured,
+                          "trace of the first scenario's step as it ran (run --execute --trace)");
+  report_verb->add_option("--search", capacity.search, "JSON of orrery search");
+  report_verb->add_option("--budget", capacity.budget, "JSON of orrery budget");
+  report_verb->add_option("--reliability", capacity.reliability, "JSON of orrery reliability");
+  report_verb->add_option("--validation", capacity.validation, "JSON of orrery validate");
+  report_verb
+      ->add_flag("--uncertainty{200}", capacity.draws,
+                 "how sure the steps' times are: draws of the prices' errors (--uncertainty=500)")
+      ->check(CLI::Range(10, 1'000'000));
+  network(report_verb);
+  set(report_verb, kSet);
+  quiet(report_verb);
 
   CLI::App* network_verb =
       app.add_subcommand("network", "a cluster's links, or a collective on it");
@@ -1078,6 +1144,7 @@ int main_of(int argc, char** argv) {
   if (*compare_verb) return compare_scenarios(options);
   if (*search_verb) return search_layouts(options);
   if (*reliability_verb) return ask_about_goodput(options);
+  if (*report_verb) return report_capacity(options);
   if (*network_verb) return ask_about_network(options);
   if (*calibrate_verb) return calibrate_something(options);
   return validate_runs(options);

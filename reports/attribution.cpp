@@ -228,6 +228,17 @@ Attribution attribute_rank(std::span<const Cell> cells, const std::vector<CellSp
 
 }  // namespace
 
+std::vector<const CellSpan*> owned_in_order(const std::vector<CellSpan>& spans) {
+  std::vector<const CellSpan*> owned;
+  for (const CellSpan& span : spans) {
+    if (span.owned_from_ps < span.end_ps) owned.push_back(&span);
+  }
+  std::stable_sort(owned.begin(), owned.end(), [](const CellSpan* a, const CellSpan* b) {
+    return a->owned_from_ps < b->owned_from_ps;
+  });
+  return owned;
+}
+
 std::vector<Attribution> attribute(const Program& program, const Timeline& timeline,
                                    const std::vector<std::vector<CellSpan>>& spans) {
   const Picoseconds makespan = timeline.makespan_ps();

@@ -40,6 +40,9 @@ struct CellSpan {
 /// Spans of every simulated rank's cells, [rank], ordered by start.
 std::vector<std::vector<CellSpan>> cell_spans(const Program& program, const Timeline& timeline);
 
+/// The spans of one rank that own anything, by where that begins. Outlived by `spans`.
+std::vector<const CellSpan*> owned_in_order(const std::vector<CellSpan>& spans);
+
 /// What exposed communication is put down to.
 enum class Exposed : std::uint8_t { expert, tensor, data, pipeline };
 inline constexpr int kExposed = 4;

@@ -13,27 +13,6 @@
 namespace orrery {
 namespace {
 
-/// What kind of operation a shape is: what a kernel library has one routine for.
-std::string kind_of_work(const Shape& shape) {
-  struct Visitor {
-    std::string operator()(const Mark&) const { return ""; }
-    std::string operator()(const Gemm& g) const {
-      return fmt::format("{}GEMM {}", g.groups > 1 ? "grouped " : "", name_of(g.pass));
-    }
-    std::string operator()(const AttentionCore& a) const {
-      return a.backward ? "attention backward" : "attention forward";
-    }
-    std::string operator()(const Streaming& s) const { return std::string(name_of(s.kind)); }
-    std::string operator()(const ExpertExchange& e) const {
-      return e.combine ? "combine" : "dispatch";
-    }
-    std::string operator()(const Collective& c) const { return std::string(name_of(c.kind)); }
-    std::string operator()(const Send&) const { return "send"; }
-    std::string operator()(const StorageWrite&) const { return "checkpoint"; }
-  };
-  return std::visit(Visitor{}, shape.work);
-}
-
 /// Sums over the ops of one shape.
 struct Sums {
   std::int64_t ops = 0;
@@ -109,6 +88,26 @@ void write(JsonWriter& writer, const JoinedRow& row) {
 constexpr std::size_t kShapeRows = 10;
 
 }  // namespace
+
+std::string kind_of_work(const Shape& shape) {
+  struct Visitor {
+    std::string operator()(const Mark&) const { return ""; }
+    std::string operator()(const Gemm& g) const {
+      return fmt::format("{}GEMM {}", g.groups > 1 ? "grouped " : "", name_of(g.pass));
+    }
+    std::string operator()(const AttentionCore& a) const {
+      return a.backward ? "attention backward" : "attention forward";
+    }
+    std::string operator()(const Streaming& s) const { return std::string(name_of(s.kind)); }
+    std::string operator()(const ExpertExchange& e) const {
+      return e.combine ? "combine" : "dispatch";
+    }
+    std::string operator()(const Collective& c) const { return std::string(name_of(c.kind)); }
+    std::string operator()(const Send&) const { return "send"; }
+    std::string operator()(const StorageWrite&) const { return "checkpoint"; }
+  };
+  return std::visit(Visitor{}, shape.work);
+}
 
 Joined join_timelines(const Scenario& scenario, const Program& program, const PriceList& prices,
                       const Timeline& predicted, const Timeline& measured) {

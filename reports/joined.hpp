@@ -10,9 +10,14 @@
 #include "reports/report.hpp"
 #include "sim/price.hpp"
 #include "sim/program.hpp"
+#include "sim/shape.hpp"
 #include "sim/timeline.hpp"
 
 namespace orrery {
+
+/// What kind of operation a shape is: what a kernel library has one routine for. "GEMM forward",
+/// "norm_forward", "send"; empty: a mark, which takes no time.
+std::string kind_of_work(const Shape& shape);
 
 /// Times of a set of ops, summed over all of them.
 struct JoinedRow {

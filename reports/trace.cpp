@@ -7,11 +7,11 @@
 #include <zlib.h>
 
 #include <algorithm>
-#include <numeric>
 #include <span>
 #include <stdexcept>
 
 #include "reports/attribution.hpp"
+#include "reports/ops_by_stream.hpp"
 #include "reports/output.hpp"
 #include "sim/memory.hpp"
 
@@ -110,34 +110,6 @@ std::string cell_name(const Cell& cell) {
   return "?";
 }
 
-/// Ops of the chosen ranks by stream, in order.
-struct OpsByStream {
-  std::vector<std::size_t> begin;
-  std::vector<OpId> ops;
-  std::span<const OpId> of(StreamId s) const {
-    return {ops.data() + begin[s.value], ops.data() + begin[s.value + 1]};
-  }
-};
-
-OpsByStream group_ops(const Program& program, const std::vector<bool>& chosen) {
-  OpsByStream grouped;
-  grouped.begin.assign(program.streams() + 1, 0);
-  for (OpId op{}; op.value < program.size(); ++op) {
-    for (const StreamId s : program.streams_of(op)) {
-      if (chosen[rank_of(s).value]) ++grouped.begin[s.value + 1];
-    }
-  }
-  std::partial_sum(grouped.begin.begin(), grouped.begin.end(), grouped.begin.begin());
-  grouped.ops.resize(grouped.begin.back());
-  std::vector<std::size_t> next(grouped.begin.begin(), grouped.begin.end() - 1);
-  for (OpId op{}; op.value < program.size(); ++op) {
-    for (const StreamId s : program.streams_of(op)) {
-      if (chosen[rank_of(s).value]) grouped.ops[next[s.value]++] = op;
-    }
-  }
-  return grouped;
-}
-
 class TraceWriter {
  public:
   TraceWriter(const Study& study, const std::vector<std::uint32_t>& ranks, const std::string& path)
@@ -227,14 +199,7 @@ class TraceWriter {
   /// Cells one after the other, each from where the one before it ended.
   void write_cells(std::uint32_t rank, const std::vector<CellSpan>& spans) {
     name_lane(rank, kCellLane, "cells");
-    std::vector<const CellSpan*> ordered;
-    for (const CellSpan& span : spans) {
-      if (span.owned_from_ps < span.end_ps) ordered.push_back(&span);
-    }
-    std::stable_sort(ordered.begin(), ordered.end(), [](const CellSpan* a, const CellSpan* b) {
-      return a->owned_from_ps < b->owned_from_ps;
-    });
-    for (const CellSpan* span : ordered) {
+    for (const CellSpan* span : owned_in_order(spans)) {
       const Cell& cell = program_.cells()[span->cell];
       begin_slice(quoted(cell_name(cell)), "cell", rank, kCellLane, span->owned_from_ps,
                   span->end_ps);

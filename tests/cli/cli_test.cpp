@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <csignal>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -417,6 +418,36 @@ TEST_F(Cli, CalibrateLeavesNothingBehindWhereInputIsWrong) {
   EXPECT_EQ(full.status, 1);
   EXPECT_TRUE(contains(full.err, "Is a directory")) << full.err;
   EXPECT_EQ(full.out, "");
+}
+
+TEST_F(Cli, ReportIsOneFileInThreeFormats) {
+  const Result html = orrery({"report", kTiny, "-o", path("report.html"), "--target", "mfu >= 90 %"});
+  ASSERT_EQ(html.status, 0) << html.err;
+  EXPECT_EQ(html.out.substr(0, 4), "No: ") << html.out;
+  const std::string page = slurp(path("report.html"));
+  EXPECT_EQ(page.substr(0, 15), "<!doctype html>");
+  EXPECT_EQ(files(), 1u);
+  const Result run = orrery({"run", kTiny, "--report", path("run.html"), "--quiet"});
+  ASSERT_EQ(run.status, 0) << run.err;
+  EXPECT_EQ(run.out, "");
+  EXPECT_EQ(slurp(path("run.html")).substr(0, 15), "<!doctype html>");
+  const Result markdown = orrery({"report", kTiny, "-o", "-", "--format", "markdown"});
+  EXPECT_EQ(markdown.out.substr(0, 2), "# ");
+  const Result csv = orrery({"report", kTiny, kV3, "-o", "-", "--format", "csv", "--tokens", "1T",
+                             "--usd-per-gpu-hour", "2", "--network", "formula"});
+  ASSERT_EQ(csv.status, 0) << csv.err;
+  EXPECT_EQ(csv.out.substr(0, 11), "BilledCost,");
+  EXPECT_EQ(std::count(csv.out.begin(), csv.out.end(), '\n'), 3);
+}
+
+TEST_F(Cli, ReportSaysWhatIsWrongAndLeavesNoFile) {
+  const Result r = orrery({"report", kTiny, "-o", path("report.html"), "--target", "days <= 60"});
+  EXPECT_EQ(r.status, 2);
+  EXPECT_TRUE(contains(r.err, "--target:1:10: error: of how many tokens?")) << r.err;
+  const Result word = orrery({"report", kTiny, "-o", path("report.html"), "--tokens", "many"});
+  EXPECT_EQ(word.status, 2);
+  EXPECT_TRUE(contains(word.err, "'many' is no number such as 14.8T")) << word.err;
+  EXPECT_EQ(files(), 0u);
 }
 
 const char* kToyScenario = R"(name: toy
