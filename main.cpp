@@ -1,6 +1,6 @@
 // orrery VERB ...: one function per verb. Results go to standard output, notes and warnings to
-// standard error. Exit status: 0 fine; 2 the input is wrong; 3 validate missed an aim; 1 anything
-// else.
+// standard error. Exit status: 0 fine; 2 the input is wrong; 3 an aim was missed that --fail-above
+// asked for; 4 a stage of a budget does not fit into memory; 1 anything else.
 
 #include <fmt/core.h>
 #include <unistd.h>
@@ -23,6 +23,7 @@
 #include "calibrate/measure_network.hpp"
 #include "calibrate/read_nccl.hpp"
 #include "kernels/device.hpp"
+#include "reports/budget/budget.hpp"
 #include "reports/compare.hpp"
 #include "reports/explain.hpp"
 #include "reports/joined.hpp"
@@ -40,11 +41,13 @@ using namespace orrery;
 
 constexpr int kWrongInput = 2;
 constexpr int kMissedAim = 3;
+constexpr int kDoesNotFit = 4;
 
 /// Options of all verbs.
 struct Options {
   std::vector<std::string> files;
   std::string json;  // empty: none; "-": standard output
+  std::string csv;   // likewise
   bool quiet = false;
   std::string trace;
   std::vector<std::uint32_t> trace_ranks;
@@ -214,6 +217,21 @@ int validate_runs(Options& options) {
     return std::any_of(v.rows.begin(), v.rows.end(), missed);
   });
   return options.fail_above && any ? kMissedAim : 0;
+}
+
+int budget_recipe(const Options& options) {
+  if (options.json == "-" && options.csv == "-") {
+    reject("--json and --csv cannot both go to standard output");
+  }
+  const Budget budget = make_budget(read_recipe(options.files[0]));
+  for (const std::string& note : budget.recipe.notes) {
+    if (!options.quiet) fmt::print(stderr, "note: {}\n", note);
+  }
+  if (!options.json.empty()) write_file(options.json, to_json(budget));
+  if (!options.csv.empty()) write_file(options.csv, to_csv(budget));
+  if (options.json != "-" && options.csv != "-") write_file("-", to_terminal(budget));
+  if (!budget.fits()) return kDoesNotFit;
+  return options.fail_above && !budget.aims_met() ? kMissedAim : 0;
 }
 
 int ask_about_network(Options& options) {
@@ -613,6 +631,15 @@ int main_of(int argc, char** argv) {
                    "profile to predict with; with --calibrate, where it is written")
       ->needs("--execute");
 
+  CLI::App* budget_verb = app.add_subcommand(
+      "budget", "GPU-hours, days, energy and money of a whole training programme");
+  budget_verb->add_option("recipe", options.files, "recipe file")->required()->expected(1);
+  json(budget_verb);
+  budget_verb->add_option("--csv", options.csv,
+                          "write stages as CSV to this file, - for standard output");
+  budget_verb->add_flag("--fail-above", options.fail_above, "exit 3 if an aim is missed");
+  quiet(budget_verb);
+
   CLI::App* network_verb =
       app.add_subcommand("network", "a cluster's links, or a collective on it");
   network_verb->add_option("cluster", options.files, "cluster file, or scenario file")
@@ -730,6 +757,7 @@ int main_of(int argc, char** argv) {
   if (*run_verb) return run(options);
   if (*explain_verb) return explain_scenario(options);
   if (*compare_verb) return compare_scenarios(options);
+  if (*budget_verb) return budget_recipe(options);
   if (*network_verb) return ask_about_network(options);
   if (*calibrate_verb) return calibrate_something(options);
   return validate_runs(options);
