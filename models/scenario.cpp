@@ -984,18 +984,6 @@ Scenario read_scenario(const std::string& path) {
   return scenario;
 }
 
-Scenario read_scenario_tree(const Node& root, const std::string& file,
-                            const std::string& directory, Problems& problems) {
-  return read(root, file, directory, problems);
-}
-
-Node changed_scenario(const Node& scenario, const Node& changes, const std::string& directory,
-                      Problems& problems) {
-  return merged(scenario, changes, [&](const std::string& key, const Node& name) {
-    return key == "model" || key == "cluster" ? read_named(name, key, directory, problems) : name;
-  });
-}
-
 std::string to_yaml(const Scenario& scenario) {
   const std::string folder = fs::path(scenario.file).parent_path().string();
   return fmt::format(

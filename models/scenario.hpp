@@ -65,17 +65,6 @@ Scenario read_scenario(const std::string& path);
 Scenario read_scenario_text(std::string text, const std::string& name,
                             const std::string& directory);
 
-/// As read_scenario_text, from a tree that was read; `file` is what the scenario calls its own.
-Scenario read_scenario_tree(const Node& root, const std::string& file,
-                            const std::string& directory, Problems& problems);
-
-/// A scenario's tree with the values of `changes`, a map like it, in place of its own.
-/// `model: {...}` and `cluster: {...}` change the files that the scenario names. Paths are relative
-/// to `directory`.
-/// Problems of files that are opened are added to `problems`.
-Node changed_scenario(const Node& scenario, const Node& changes, const std::string& directory,
-                      Problems& problems);
-
 /// The resolved scenario as YAML, model and cluster inline and defaults filled in. Read from the
 /// directory of the original it gives an equal scenario; the profile is named relative to that.
 std::string to_yaml(const Scenario& scenario);

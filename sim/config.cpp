@@ -106,7 +106,6 @@ struct Document {
   std::string text;
   std::vector<std::size_t> line_starts;
   std::vector<Node::Data> nodes;  // nodes[0] is the root
-  std::vector<Node> merged;       // whose text the nodes of a merged tree are in
 
   std::string_view line_text(int line) const;
   std::string_view rest(const Node::Data& node) const;  // the text from where the node begins
@@ -115,8 +114,7 @@ struct Document {
 }  // namespace
 
 struct Node::Data {
-  const Document* document = nullptr;  // where it was written
-  const Document* tree = nullptr;      // whose nodes its children are: another's in a merged tree
+  const Document* document = nullptr;
   int line = 0;         // 1-based, 0: the whole file
   int byte_column = 0;  // 0-based
   Kind kind = Kind::null;
@@ -187,77 +185,20 @@ std::size_t Node::size() const {
 Node Node::operator[](std::size_t i) const {
   ORRERY_CHECK(i < size(), "element {} of {}", i, size());
   const std::size_t child = data_->children[kind() == Kind::map ? 2 * i + 1 : i];
-  return Node(std::shared_ptr<const Data>(data_, &data_->tree->nodes[child]));
+  return Node(std::shared_ptr<const Data>(data_, &data_->document->nodes[child]));
 }
 
 Node Node::key(std::size_t i) const {
   ORRERY_CHECK(kind() == Kind::map && i < size(), "key {} of {}", i, size());
-  return Node(std::shared_ptr<const Data>(data_, &data_->tree->nodes[data_->children[2 * i]]));
+  return Node(std::shared_ptr<const Data>(data_, &data_->document->nodes[data_->children[2 * i]]));
 }
 
 std::optional<Node> Node::find(std::string_view key) const {
   if (kind() != Kind::map) return std::nullopt;
   for (std::size_t i = 0; i < size(); ++i) {
-    if (data_->tree->nodes[data_->children[2 * i]].text == key) return (*this)[i];
+    if (data_->document->nodes[data_->children[2 * i]].text == key) return (*this)[i];
   }
   return std::nullopt;
-}
-
-struct Node::Merge {
-  Document& into;
-  const OpenNamed& open;
-
-  std::uint32_t add(const Node& node) const {
-    const auto index = static_cast<std::uint32_t>(into.nodes.size());
-    Data& data = into.nodes.emplace_back(node.data_ ? *node.data_ : Data());
-    data.tree = &into;
-    data.children.clear();
-    return index;
-  }
-
-  std::uint32_t copy(const Node& node) const {
-    const std::uint32_t index = add(node);
-    std::vector<std::uint32_t> children;
-    for (std::size_t i = 0; i < node.size(); ++i) {
-      if (node.kind() == Kind::map) children.push_back(add(node.key(i)));
-      children.push_back(copy(node[i]));
-    }
-    into.nodes[index].children = std::move(children);
-    return index;
-  }
-
-  Node named(const std::string& key, const Node& base, const Node& change) const {
-    if (!open || base.kind() != Kind::scalar || change.kind() != Kind::map) return base;
-    into.merged.push_back(open(key, base));
-    return into.merged.back();
-  }
-
-  std::uint32_t merge(const Node& base, const Node& changes) const {
-    if (base.kind() != Kind::map || changes.kind() != Kind::map) return copy(changes);
-    const std::uint32_t index = add(base);
-    std::vector<std::uint32_t> children;
-    for (std::size_t i = 0; i < base.size(); ++i) {
-      const std::string& key = base.key(i).text();
-      const std::optional<Node> change = changes.find(key);
-      children.push_back(add(base.key(i)));
-      children.push_back(change ? merge(named(key, base[i], *change), *change) : copy(base[i]));
-    }
-    for (std::size_t i = 0; i < changes.size(); ++i) {
-      if (base.find(changes.key(i).text())) continue;
-      children.push_back(add(changes.key(i)));
-      children.push_back(copy(changes[i]));
-    }
-    into.nodes[index].children = std::move(children);
-    return index;
-  }
-};
-
-Node merged(const Node& base, const Node& changes, const OpenNamed& open) {
-  if (changes.kind() == Node::Kind::null) return base;
-  const auto document = std::make_shared<Document>();
-  document->merged = {base, changes};
-  Node::Merge{*document, open}.merge(base, changes);
-  return Node(std::shared_ptr<const Node::Data>(document, &document->nodes[0]));
 }
 
 // ---------------------------------------------------------------------------------------------------
@@ -501,7 +442,6 @@ class Builder : public YAML::EventHandler {
     if (!open_.empty()) document_.nodes[open_.back()].children.push_back(index);
     Node::Data& node = document_.nodes.emplace_back();
     node.document = &document_;
-    node.tree = &document_;
     node.line = mark.line + 1;
     node.byte_column = mark.column;
     node.kind = kind;
@@ -659,8 +599,7 @@ Node read_document_text(std::string text, const std::string& name, Problems& pro
     return {};
   }
   if (document->nodes.empty()) {  // an empty file: nothing, but from this file
-    Node::Data& nothing = document->nodes.emplace_back();
-    nothing.document = nothing.tree = document.get();
+    document->nodes.emplace_back().document = document.get();
   }
   return Node(std::shared_ptr<const Node::Data>(document, &document->nodes[0]));
 }

@@ -7,7 +7,6 @@
 // same path (JSON is YAML's flow style).
 
 #include <cstdint>
-#include <functional>
 #include <initializer_list>
 #include <memory>
 #include <optional>
@@ -69,21 +68,12 @@ class Node {
   std::optional<Node> find(
       std::string_view key) const;  ///< value by key; nullopt if absent or no map
 
-  struct Data;   // private to config.cpp
-  struct Merge;  // likewise
+  struct Data;  // private to config.cpp
   explicit Node(std::shared_ptr<const Data> data) : data_(std::move(data)) {}
 
  private:
   std::shared_ptr<const Data> data_;
 };
-
-/// The tree that `name`, the scalar under `key`, stands for; `name` itself if it stands for none.
-using OpenNamed = std::function<Node(const std::string& key, const Node& name)>;
-
-/// `base` with the values of `changes` in place of its own: maps key by key, at any depth, everything
-/// else as a whole. Each value keeps the location of the file it was written in. Where `changes` has
-/// a map and `base` a scalar, `open` says what is changed.
-Node merged(const Node& base, const Node& changes, const OpenNamed& open = {});
 
 /// Collects problems; nothing is thrown until all of a file (or scenario) has been looked at.
 class Problems {

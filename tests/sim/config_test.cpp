@@ -654,44 +654,5 @@ TEST(Document, ReadsBackGeneratedJsonWithItsPlaces) {
   }));
 }
 
-// ---------------------------------------------------------------------------------------------------
-// Merged trees
-
-TEST(Merged, MapsKeyByKeyAndEverythingElseAsAWhole) {
-  const Node base = good("a: 1\nm: {x: 1, y: [1, 2], z: {p: 1}}\n", "base.yaml");
-  Node tree;
-  {
-    const Node changes = good("m:\n  y: [3]\n  z: {q: 2}\nb: 4\n", "changes.yaml");
-    tree = merged(base, changes);  // which outlives what it was made of
-  }
-  ASSERT_EQ(tree.size(), 3U);
-  EXPECT_EQ(tree.find("a")->text(), "1");
-  EXPECT_EQ(tree.find("b")->text(), "4");
-  const Node m = *tree.find("m");
-  EXPECT_EQ(m.find("x")->text(), "1");
-  ASSERT_EQ(m.find("y")->size(), 1U);
-  EXPECT_EQ((*m.find("y"))[0].text(), "3");
-  EXPECT_EQ(m.find("z")->find("p")->text(), "1");
-  EXPECT_EQ(m.find("z")->find("q")->text(), "2");
-  // Each value is where it was written.
-  EXPECT_EQ(m.find("x")->at().file, "base.yaml");
-  EXPECT_EQ(m.find("y")->at().file, "changes.yaml");
-  EXPECT_EQ(m.find("y")->at().line, 2);
-  EXPECT_EQ(m.find("y")->source_line(), "  y: [3]");
-  EXPECT_EQ(merged(base, Node()).size(), 2U);
-}
-
-TEST(Merged, WhatAScalarStandsForIsChangedWhereItIsAskedFor) {
-  const Node base = good("model: file\nplan: file\n");
-  const auto open = [](const std::string& key, const Node& name) {
-    return key == "model" && name.text() == "file" ? good("x: 1\ny: 2\n") : name;
-  };
-  const Node tree = merged(base, good("model: {x: 3}\nplan: {x: 3}\n"), open);
-  EXPECT_EQ(tree.find("model")->find("x")->text(), "3");
-  EXPECT_EQ(tree.find("model")->find("y")->text(), "2");
-  EXPECT_EQ(tree.find("plan")->size(), 1U);
-  EXPECT_EQ(merged(base, good("model: other\n"), open).find("model")->text(), "other");
-}
-
 }  // namespace
 }  // namespace orrery
