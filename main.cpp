@@ -34,6 +34,7 @@
 #include "reports/terminal.hpp"
 #include "reports/trace.hpp"
 #include "reports/validate.hpp"
+#include "reports/what_if.hpp"
 
 namespace {
 
@@ -46,6 +47,9 @@ constexpr int kDoesNotFit = 4;
 /// Options of all verbs.
 struct Options {
   std::vector<std::string> files;
+  std::vector<std::string> set;  ///< of what is read, before it is
+  std::vector<std::string> what_if;
+  std::string what_ifs;  ///< a file of them
   std::string json;  // empty: none; "-": standard output
   std::string csv;   // likewise
   bool quiet = false;
@@ -90,6 +94,10 @@ bool wants_colour() {
   throw InputError({Problem{{"command line", 0, 0}, std::move(message), std::move(hint), ""}});
 }
 
+Overrides overrides(const Options& options) {
+  return overrides_of(options.set, "--set");
+}
+
 void print_notes(const Options& options, const Scenario& scenario) {
   if (options.quiet) return;
   for (const std::string& note : scenario.notes) fmt::print(stderr, "note: {}\n", note);
@@ -104,7 +112,7 @@ void write_run(const Options& options, const Study& study);
 
 /// The same step for real. Of MPI ranks only the first has results to write.
 int execute(const Options& options) {
-  const Scenario scenario = read_scenario(options.files[0]);
+  const Scenario scenario = read_scenario(options.files[0], overrides(options));
   TrainOptions training = options.training;
   training.device = *options.execute;
   if (!options.quiet && isatty(STDERR_FILENO) != 0) {
@@ -126,7 +134,7 @@ int run(const Options& options) {
     reject("--json and --trace cannot both go to standard output");
   }
   if (options.execute) return execute(options);
-  Scenario scenario = read_scenario(options.files[0]);
+  Scenario scenario = read_scenario(options.files[0], overrides(options));
   if (options.engine == Engine::sweep && network_of(scenario, options.fidelity) == Network::flows) {
     reject("--engine sweep knows no flows", "add --network formula, or leave --engine out");
   }
@@ -166,7 +174,7 @@ void write_run(const Options& options, const Study& study) {
 }
 
 int explain_scenario(const Options& options) {
-  Scenario scenario = read_scenario(options.files[0]);
+  Scenario scenario = read_scenario(options.files[0], overrides(options));
   if (options.resolved) {
     write_file("-", to_yaml(scenario));
     return 0;
@@ -177,11 +185,45 @@ int explain_scenario(const Options& options) {
   return 0;
 }
 
+/// One scenario against changes of it.
+int compare_what_ifs(const Options& options) {
+  WhatIfs asked;
+  if (!options.what_ifs.empty()) asked = read_what_ifs(options.what_ifs);
+  for (std::size_t i = 0; i < options.what_if.size(); ++i) {
+    asked.list.push_back(parse_what_if(options.what_if[i], static_cast<int>(i) + 1));
+  }
+  if (!options.files.empty()) asked.scenario = options.files[0];
+  if (asked.scenario.empty() || options.files.size() > 1) {
+    reject("what-ifs change one scenario", "orrery compare SCENARIO --what-if \"NAME: PATH=VALUE\"");
+  }
+  const WhatIfAnswer answer = ask_what_ifs(ScenarioFile(asked.scenario), overrides(options),
+                                           asked.list, options.fidelity);
+  if (!options.json.empty()) write_file(options.json, to_json(answer));
+  if (options.json != "-") write_file("-", to_terminal(answer));
+  if (options.quiet) return 0;
+  for (const std::string& note : answer.base.notes) fmt::print(stderr, "note: {}\n", note);
+  for (const WhatIfRow& row : answer.rows) {
+    for (const std::string& note : row.notes) {
+      const auto& known = answer.base.notes;
+      if (std::find(known.begin(), known.end(), note) != known.end()) continue;
+      fmt::print(stderr, "note: {}: {}\n", row.what_if.name, note);
+    }
+    if (row.problems.empty()) continue;
+    fmt::print(stderr, "{} cannot run:\n{}", row.what_if.name, format_problems(row.problems));
+  }
+  return 0;
+}
+
 int compare_scenarios(const Options& options) {
+  if (!options.what_if.empty() || !options.what_ifs.empty()) return compare_what_ifs(options);
+  if (options.files.size() < 2) {
+    reject("compare needs two scenarios or more, or one with --what-if or --what-ifs",
+           "see orrery compare --help");
+  }
   std::vector<Report> reports;
   std::vector<std::string> names;
   for (const std::string& file : options.files) {
-    const Study study = study_step(read_scenario(file), {.network = options.fidelity});
+    const Study study = study_step(read_scenario(file, overrides(options)), {.network = options.fidelity});
     print_notes(options, study.scenario);
     reports.push_back(study.report);
     names.push_back(std::filesystem::path(file).stem().string());
@@ -208,7 +250,7 @@ int validate_runs(Options& options) {
   }
   std::vector<Validation> validations;
   for (const std::string& file : files) {
-    for (Validation& v : validate(file)) validations.push_back(std::move(v));
+    for (Validation& v : validate(file, overrides(options))) validations.push_back(std::move(v));
   }
   if (!options.json.empty()) write_file(options.json, validation_json(validations));
   if (options.json != "-") write_file("-", validation_table(validations));
@@ -237,6 +279,7 @@ int budget_recipe(const Options& options) {
 int ask_about_network(Options& options) {
   NetworkQuestion& question = options.network;
   question.file = options.files[0];
+  question.overrides = overrides(options);
   if (options.collective == "dispatch" || options.collective == "combine") {
     options.exchange.combine = options.collective == "combine";
     question.operation = options.exchange;
@@ -321,12 +364,13 @@ void show_progress(const CalibrationProgress& p, double time_limit_s) {
   std::fflush(stderr);
 }
 
-std::vector<Scenario> read_scenarios(const std::vector<std::string>& files) {
+std::vector<Scenario> read_scenarios(const std::vector<std::string>& files,
+                                     const Overrides& overrides) {
   std::vector<Scenario> scenarios;
   std::vector<Problem> problems;
   for (const std::string& file : files) {
     try {
-      scenarios.push_back(read_scenario(file));
+      scenarios.push_back(read_scenario(file, overrides));
     } catch (const InputError& error) {
       problems.insert(problems.end(), error.problems().begin(), error.problems().end());
     }
@@ -387,7 +431,7 @@ Calibration calibrate_scenarios(const Options& options, const std::vector<Scenar
 }
 
 int calibrate_device(const Options& options) {
-  const std::vector<Scenario> scenarios = read_scenarios(options.files);
+  const std::vector<Scenario> scenarios = read_scenarios(options.files, overrides(options));
   for (const Scenario& scenario : scenarios) print_notes(options, scenario);
   const Calibration c = calibrate_scenarios(options, scenarios);
   if (!options.quiet) write_file("-", calibration_report(c));
@@ -456,7 +500,7 @@ int calibrate_ranks(const Options& options) {
 /// executes it, and joins the two op by op.
 int validate_execution(Options& options) {
   if (options.files.size() != 1) reject("--execute needs one scenario to validate");
-  Scenario scenario = read_scenario(options.files[0]);
+  Scenario scenario = read_scenario(options.files[0], overrides(options));
   print_notes(options, scenario);
   options.device = *options.execute == DeviceKind::cuda ? "cuda" : "cpu";
   options.threads = options.training.threads;
@@ -466,7 +510,7 @@ int validate_execution(Options& options) {
           (std::filesystem::temp_directory_path() / fmt::format("orrery-{}.yaml", getpid()))
               .string();
     }
-    const Calibration c = calibrate_scenarios(options, read_scenarios(options.calibration));
+    const Calibration c = calibrate_scenarios(options, read_scenarios(options.calibration, {}));
     if (!options.quiet && options.json != "-") write_file("-", calibration_report(c) + "\n");
   }
   if (!options.out.empty()) {
@@ -531,6 +575,12 @@ int main_of(int argc, char** argv) {
   const auto scenario = [&](CLI::App* verb) {
     verb->add_option("scenario", options.files, "scenario file")->required()->expected(1);
   };
+  const auto set = [&](CLI::App* verb, const char* text) {
+    verb->add_option("--set", options.set, text)->option_text("PATH=VALUE")->allow_extra_args(false);
+  };
+  constexpr const char* kSet =
+      "what if: plan.layout.pp=8, cluster.nic.bandwidth=*2, plan.routing= (may be given again; "
+      "sim/overrides.hpp)";
   const auto json = [&](CLI::App* verb) {
     verb->add_option("--json", options.json, "write JSON to this file, - for standard output");
   };
@@ -580,6 +630,7 @@ int main_of(int argc, char** argv) {
 
   CLI::App* run_verb = app.add_subcommand("run", "simulate one step of a scenario");
   scenario(run_verb);
+  set(run_verb, kSet);
   json(run_verb);
   quiet(run_verb);
   all_ranks(run_verb);
@@ -604,20 +655,32 @@ int main_of(int argc, char** argv) {
   CLI::App* explain_verb =
       app.add_subcommand("explain", "resolved scenario, counts, memory, layout, Program, prices");
   scenario(explain_verb);
+  set(explain_verb, kSet);
   all_ranks(explain_verb);
   network(explain_verb);
   explain_verb->add_flag("--resolved", options.resolved, "only the resolved scenario");
 
-  CLI::App* compare_verb = app.add_subcommand("compare", "scenarios side by side");
-  compare_verb->add_option("scenarios", options.files, "two or more scenario files")
-      ->required()
-      ->expected(2, 16);
+  CLI::App* compare_verb =
+      app.add_subcommand("compare", "scenarios side by side, or one against changes of it");
+  compare_verb
+      ->add_option("scenarios", options.files, "two or more scenario files, or one with what-ifs")
+      ->expected(0, 16);
+  compare_verb
+      ->add_option("--what-if", options.what_if,
+                   "a variant of the scenario: \"BF16: plan.precision=bf16, plan.recompute=full\" "
+                   "(may be given again)")
+      ->option_text("NAME: PATH=VALUE, ...")
+      ->allow_extra_args(false);
+  compare_verb->add_option("--what-ifs", options.what_ifs,
+                           "a file of variants, and the scenario if none is given");
+  set(compare_verb, kSet);
   network(compare_verb);
   json(compare_verb);
   quiet(compare_verb);
 
   CLI::App* validate_verb = app.add_subcommand("validate", "predicted against published");
   validate_verb->add_option("runs", options.files, "files (default: scenarios/runs/*.yaml)");
+  set(validate_verb, "what if, in every scenario that the runs name: plan.recompute=none");
   json(validate_verb);
   validate_verb->add_flag("--fail-above", options.fail_above, "exit 3 if an aim is missed");
   quiet(validate_verb);
@@ -645,6 +708,7 @@ int main_of(int argc, char** argv) {
   network_verb->add_option("cluster", options.files, "cluster file, or scenario file")
       ->required()
       ->expected(1);
+  set(network_verb, "what if, a path in the file: nic.bandwidth=*2");
   json(network_verb);
   network_verb
       ->add_option("--collective", options.collective, "print its times in nccl-tests' columns")
@@ -701,6 +765,7 @@ int main_of(int argc, char** argv) {
   calibrate_verb
       ->add_option("scenarios", options.files, "scenario files: what their steps need is measured")
       ->expected(0, 64);
+  set(calibrate_verb, "what if, in every scenario: plan.sequence_length=8192");
   calibrate_verb->add_option("-o,--out", options.out,
                              "write the profile, or cluster, to this file");
   calibrate_verb->add_option("--device", options.device, "default: the GPU if there is one")

@@ -328,7 +328,13 @@ std::vector<std::string> notes_on(Config& config, const Family& family, const Mo
   for (const std::string_view key : kWithoutEffect) config.allow(key);
   for (const std::string& key : config.unread()) {
     const auto value = config.node().find(key);
-    if (value && value->kind() != Node::Kind::null) notes.push_back("not used: " + key);
+    if (value && value->overridden()) {
+      config.problems().add(*value, fmt::format("'{}' of a config.json is not used: overriding it "
+                                                "has no effect",
+                                                key));
+    } else if (value && value->kind() != Node::Kind::null) {
+      notes.push_back("not used: " + key);
+    }
   }
   return notes;
 }

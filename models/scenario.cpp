@@ -87,8 +87,8 @@ std::string resolve(const fs::path& directory, const std::string& path) {
 
 /// The path of the file that `node` names; says at `node` if there is none.
 std::optional<std::string> find_named(const Node& node, std::string_view what,
-                                      const fs::path& directory, Problems& problems) {
-  const fs::path path = resolve(directory, node.text());
+                                      Problems& problems) {
+  const fs::path path = resolve(node.folder(), node.text());
   std::error_code ignored;
   if (fs::is_regular_file(path, ignored)) return path.string();
   const fs::path named(node.text());
@@ -99,10 +99,13 @@ std::optional<std::string> find_named(const Node& node, std::string_view what,
   }
   std::sort(names.begin(), names.end());
   const auto near = nearest(named.filename().string(), names);
-  problems.add(
-      node, fmt::format("there is no {} file '{}'", what, path.string()),
-      near ? fmt::format("did you mean '{}'?", (named.parent_path() / *near).generic_string())
-           : "");
+  std::string hint =
+      near ? fmt::format("did you mean '{}'?", (named.parent_path() / *near).generic_string()) : "";
+  if (node.overridden() && fs::is_regular_file(named, ignored)) {
+    hint = fmt::format("it is looked for from the scenario's folder: {}",
+                       named.lexically_proximate(node.folder()).generic_string());
+  }
+  problems.add(node, fmt::format("there is no {} file '{}'", what, path.string()), hint);
   return std::nullopt;
 }
 
@@ -114,13 +117,12 @@ class PlanReader {
   /// `model`, `cluster` and `device` may be null: then they had problems, and what depends on them
   /// is not checked.
   PlanReader(const Node& node, const Model* model, const Cluster* cluster, const Device* device,
-             const fs::path& directory, Problems& problems, std::vector<std::string>& notes)
+             Problems& problems, std::vector<std::string>& notes)
       : reader_(node, problems, "plan"),
         layout_reader_(reader_.require("layout"), problems, "plan.layout"),
         model_(model),
         cluster_(cluster),
         device_(device),
-        directory_(directory),
         problems_(problems),
         notes_(notes) {}
 
@@ -396,7 +398,7 @@ class PlanReader {
     RecordedCounts counts;
     const std::string file = map.text("counts");
     if (file.empty()) return counts;
-    const auto path = find_named(map.at("counts"), "counts", directory_, problems_);
+    const auto path = find_named(map.at("counts"), "counts", problems_);
     if (!path) return counts;
     std::vector<std::int64_t> layers;
     std::vector<std::int64_t> mtp;
@@ -741,7 +743,6 @@ class PlanReader {
   const Model* model_;
   const Cluster* cluster_;
   const Device* device_;
-  const fs::path& directory_;  ///< that paths in the plan are relative to
   Problems& problems_;
   std::vector<std::string>& notes_;
 
@@ -758,18 +759,16 @@ class PlanReader {
 // ---------------------------------------------------------------------
 
 /// Opens the file that `node` names; says at `node` if there is none.
-Node read_named(const Node& node, std::string_view what, const fs::path& directory,
-                Problems& problems) {
-  const std::optional<std::string> path = find_named(node, what, directory, problems);
-  return path ? read_document(*path, problems) : Node{};
+Node read_named(const Node& node, std::string_view what, Problems& problems) {
+  const std::optional<std::string> path = find_named(node, what, problems);
+  return path ? read_named_document(node, *path, problems) : Node{};
 }
 
 /// The map under `key`, or the document at the path given in its place; unlocated if there is
 /// neither.
-Node inline_or_named(MapReader& reader, std::string_view key, const fs::path& directory,
-                     Problems& problems) {
+Node inline_or_named(MapReader& reader, std::string_view key, Problems& problems) {
   Node value = reader.require(key);
-  if (value.kind() == Node::Kind::scalar) return read_named(value, key, directory, problems);
+  if (value.kind() == Node::Kind::scalar) return read_named(value, key, problems);
   return value;
 }
 
@@ -777,26 +776,31 @@ bool is_located(const Node& node) {
   return !node.at().file.empty();
 }
 
+/// What the scenario, or else its cluster, says under `key`; unlocated where neither has it.
+Node scenarios_or_clusters(MapReader& reader, const Node& cluster_node, std::string_view key) {
+  return reader.has(key) ? reader.at(key) : cluster_node.find(key).value_or(Node{});
+}
+
 /// The file under `key` of the scenario, or else of its cluster, and `path` (the cluster's) as it
 /// then reads; unlocated where neither names one, or none that is there.
 Node read_scenarios_or_clusters(MapReader& reader, const Node& cluster_node, std::string_view key,
-                                std::string& path, const fs::path& directory, Problems& problems) {
+                                std::string& path, Problems& problems) {
   if (reader.has(key)) {
     const std::string named = reader.text(key);
     if (named.empty()) return {};
-    path = resolve(directory, named);
-    return read_named(reader.at(key), key, directory, problems);
+    path = resolve(reader.at(key).folder(), named);
+    return read_named(reader.at(key), key, problems);
   }
   if (path.empty()) return {};
   const Node named = cluster_node.find(key).value_or(cluster_node);
   if (named.kind() != Node::Kind::scalar) return {};
-  return read_named(named, key, fs::path(cluster_node.at().file).parent_path(), problems);
+  return read_named(named, key, problems);
 }
 
 Profile read_device_profile(MapReader& reader, const Node& cluster_node, Cluster& cluster,
-                            const fs::path& directory, Problems& problems) {
-  const Node document = read_scenarios_or_clusters(reader, cluster_node, "profile", cluster.profile,
-                                                   directory, problems);
+                            Problems& problems) {
+  const Node document =
+      read_scenarios_or_clusters(reader, cluster_node, "profile", cluster.profile, problems);
   if (!reader.has("profile") && cluster.profile.empty() && is_located(cluster_node)) {
     problems.add(reader.node(),
                  fmt::format("no profile: neither the scenario nor its cluster names one"),
@@ -811,22 +815,37 @@ Profile read_device_profile(MapReader& reader, const Node& cluster_node, Cluster
 /// Null where none is named, or it has problems.
 std::shared_ptr<const Fabric> read_clusters_fabric(MapReader& reader, const Node& cluster_node,
                                                    bool cluster_ok, Cluster& cluster,
-                                                   const fs::path& directory, Problems& problems) {
-  const Node document = read_scenarios_or_clusters(reader, cluster_node, "fabric", cluster.fabric,
-                                                   directory, problems);
+                                                   Problems& problems) {
+  const Node document =
+      read_scenarios_or_clusters(reader, cluster_node, "fabric", cluster.fabric, problems);
   if (!is_located(document)) return nullptr;
   const Node named = reader.has("fabric") ? reader.at("fabric")
                                           : cluster_node.find("fabric").value_or(cluster_node);
   return cluster_ok ? read_fabric_of(cluster, named, document, problems) : nullptr;
 }
 
-Scenario read(const Node& root, const std::string& file, const fs::path& directory,
+/// Of the overrides those that changed a file that the resolved scenario names.
+void keep_overrides(MapReader& reader, const Node& cluster_node, Scenario& scenario) {
+  for (const char* key : {"profile", "fabric"}) {
+    for (const std::string& rest : overrides_below(scenarios_or_clusters(reader, cluster_node, key))) {
+      scenario.overrides.push_back(fmt::format("{}{}{}", key, rest[0] == '[' ? "" : ".", rest));
+    }
+  }
+}
+
+Scenario read(const Node& document, const std::string& file, const Overrides& given,
               Problems& problems) {
   Scenario scenario;
   scenario.file = file;
-  if (!is_located(root)) return scenario;  // and the problem is known
+  if (!is_located(document)) return scenario;  // and the problem is known
+  Overrides overrides;
+  if (const auto own = document.find("set")) overrides = read_overrides(*own, problems);
+  overrides.insert(overrides.end(), given.begin(), given.end());
+  static constexpr PathAlias kAliases[] = {{"profile", "cluster"}, {"fabric", "cluster"}};
+  const Node root = with_overrides(document, overrides, problems, kAliases);
   MapReader reader(root, problems, "the scenario");
   if (root.kind() != Node::Kind::map) return scenario;
+  reader.allow("set");
   scenario.name = reader.text("name");
   scenario.seed = static_cast<std::uint64_t>(
       reader.integer_or("seed", 0, 0, std::numeric_limits<std::int64_t>::max()));
@@ -835,24 +854,24 @@ Scenario read(const Node& root, const std::string& file, const fs::path& directo
     return is_located(node) && problems.size() == problems_before;
   };
   std::size_t before = problems.size();
-  const Node model = inline_or_named(reader, "model", directory, problems);
+  const Node model = inline_or_named(reader, "model", problems);
   if (is_located(model)) scenario.model = read_model(model, problems, &scenario.notes);
   const bool model_ok = intact(before, model);
 
   before = problems.size();
-  const Node cluster = inline_or_named(reader, "cluster", directory, problems);
+  const Node cluster = inline_or_named(reader, "cluster", problems);
   if (is_located(cluster)) scenario.cluster = read_cluster(cluster, problems);
   const bool cluster_ok = intact(before, cluster);
 
   before = problems.size();
-  scenario.profile = read_device_profile(reader, cluster, scenario.cluster, directory, problems);
+  scenario.profile = read_device_profile(reader, cluster, scenario.cluster, problems);
   const bool device_ok = problems.size() == before && !scenario.profile.file.empty();
-  scenario.fabric =
-      read_clusters_fabric(reader, cluster, cluster_ok, scenario.cluster, directory, problems);
+  scenario.fabric = read_clusters_fabric(reader, cluster, cluster_ok, scenario.cluster, problems);
+  keep_overrides(reader, cluster, scenario);
 
   scenario.plan = PlanReader(reader.require("plan"), model_ok ? &scenario.model : nullptr,
                              cluster_ok ? &scenario.cluster : nullptr,
-                             device_ok ? &scenario.profile.device : nullptr, directory, problems,
+                             device_ok ? &scenario.profile.device : nullptr, problems,
                              scenario.notes)
                       .read();
   const Node stragglers = reader.at("stragglers");
@@ -864,9 +883,10 @@ Scenario read(const Node& root, const std::string& file, const fs::path& directo
     }
   }
   if (reader.has("training")) {
-    scenario.training = read_training(reader.at("training"), directory, problems);
+    scenario.training = read_training(reader.at("training"), problems);
   }
   reader.finish();
+  if (problems.empty()) report_without_effect(root, problems);
   return scenario;
 }
 
@@ -965,21 +985,35 @@ std::string plan_yaml(const Plan& plan) {
       plan.communication_sms, checkpoint_yaml(plan.checkpoint), routing_yaml(plan.routing));
 }
 
+std::string overrides_yaml(const std::vector<std::string>& overrides) {
+  if (overrides.empty()) return "";
+  std::string out = "set:\n";
+  for (const std::string& text : overrides) out += fmt::format("  - {}\n", in_quotes(text));
+  return out;
+}
+
 }  // namespace
 
 Scenario read_scenario_text(std::string text, const std::string& name,
-                            const std::string& directory) {
+                            const std::string& directory, const Overrides& overrides) {
   Problems problems;
-  const Node root = read_document_text(std::move(text), name, problems);
-  Scenario scenario = read(root, name, directory, problems);
+  const Node root = read_document_text(std::move(text), name, problems, directory);
+  Scenario scenario = read(root, name, overrides, problems);
   problems.throw_if_any();
   return scenario;
 }
 
-Scenario read_scenario(const std::string& path) {
+Scenario read_scenario(const std::string& path, const Overrides& overrides) {
+  return ScenarioFile(path).read(overrides);
+}
+
+ScenarioFile::ScenarioFile(std::string path)
+    : path_(std::move(path)), documents_(make_document_cache()) {}
+
+Scenario ScenarioFile::read(const Overrides& overrides) const {
   Problems problems;
-  const Node root = read_document(path, problems);
-  Scenario scenario = read(root, path, fs::path(path).parent_path(), problems);
+  const Node root = read_document(path_, problems, documents_);
+  Scenario scenario = ::orrery::read(root, path_, overrides, problems);
   problems.throw_if_any();
   return scenario;
 }
@@ -987,14 +1021,15 @@ Scenario read_scenario(const std::string& path) {
 std::string to_yaml(const Scenario& scenario) {
   const std::string folder = fs::path(scenario.file).parent_path().string();
   return fmt::format(
-      "name: {}\nseed: {}\nmodel:\n{}cluster:\n{}plan:\n{}{}{}", in_quotes(scenario.name),
+      "name: {}\nseed: {}\nmodel:\n{}cluster:\n{}plan:\n{}{}{}{}", in_quotes(scenario.name),
       scenario.seed, indented(to_yaml(scenario.model)), indented(to_yaml(scenario.cluster, folder)),
       indented(plan_yaml(scenario.plan)),
       scenario.stragglers.empty() ? ""
                                   : fmt::format("stragglers: {}\n", to_yaml(scenario.stragglers)),
       scenario.training == Training()
           ? ""
-          : fmt::format("training: {}\n", to_yaml(scenario.training, folder)));
+          : fmt::format("training: {}\n", to_yaml(scenario.training, folder)),
+      overrides_yaml(scenario.overrides));
 }
 
 }  // namespace orrery

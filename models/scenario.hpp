@@ -25,6 +25,7 @@
 //              models/routing.hpp and models/router.hpp say what each is
 //   stragglers: [{gpu | node | share, slowdown}, {sigma}] (none); models/stragglers.hpp
 //   training: of a step that is executed (defaults); models/training.hpp
+//   set: overrides of all that and of the files it names, [PATH=VALUE, ...] (none); sim/overrides.hpp
 
 #include <cstdint>
 #include <memory>
@@ -38,6 +39,7 @@
 #include "sim/cluster.hpp"
 #include "sim/config.hpp"
 #include "sim/fabric.hpp"
+#include "sim/overrides.hpp"
 #include "sim/profile.hpp"
 
 namespace orrery {
@@ -54,16 +56,32 @@ struct Scenario {
   Training training;
   std::uint64_t seed = 0;          ///< of routing and stragglers
   std::vector<std::string> notes;  ///< of readers: what was assumed or ignored
+  std::vector<std::string> overrides;  ///< of profile and fabric, which to_yaml() only names
 };
 
 /// Reads and checks a scenario file and everything it names. All problems of all files are reported
 /// together (InputError): unknown, duplicate and missing keys, wrong units, and impossible
-/// combinations with their arithmetic at the line of the offending key.
-Scenario read_scenario(const std::string& path);
+/// combinations with their arithmetic at the line of the offending key. `overrides` come after those
+/// under the scenario's own key `set`. A path that begins with profile or fabric, where the scenario
+/// names none, goes on in its cluster's.
+Scenario read_scenario(const std::string& path, const Overrides& overrides = {});
 
 /// As read_scenario, from text; relative paths resolve against `directory`.
 Scenario read_scenario_text(std::string text, const std::string& name,
-                            const std::string& directory);
+                            const std::string& directory, const Overrides& overrides = {});
+
+/// A scenario file that is read many times, each time with other overrides: it and the files that it
+/// names are parsed once. Threads may share one.
+class ScenarioFile {
+ public:
+  explicit ScenarioFile(std::string path);
+  Scenario read(const Overrides& overrides = {}) const;  ///< as read_scenario
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+  std::shared_ptr<DocumentCache> documents_;
+};
 
 /// The resolved scenario as YAML, model and cluster inline and defaults filled in. Read from the
 /// directory of the original it gives an equal scenario; the profile is named relative to that.

@@ -32,12 +32,12 @@ constexpr Key kKeys[] = {
 
 }  // namespace
 
-Training read_training(const Node& node, const std::string& directory, Problems& problems) {
+Training read_training(const Node& node, Problems& problems) {
   Training training;
   MapReader map(node, problems, "training");
   training.text = map.text_or("text", "");
   if (!training.text.empty()) {
-    training.text = (fs::path(directory) / training.text).lexically_normal().string();
+    training.text = (fs::path(map.at("text").folder()) / training.text).lexically_normal().string();
     std::error_code ignored;
     if (!fs::is_regular_file(training.text, ignored)) {
       problems.add(map.at("text"), fmt::format("there is no file {}", training.text),

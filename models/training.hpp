@@ -34,8 +34,8 @@ struct TrainedStep {
   double seconds = 0;
 };
 
-/// Reads the map; `directory` is what `text` is relative to.
-Training read_training(const Node& node, const std::string& directory, Problems& problems);
+/// Reads the map; `text` is relative to the folder of its document.
+Training read_training(const Node& node, Problems& problems);
 
 /// A flow map; `text` relative to `directory`.
 std::string to_yaml(const Training& training, const std::string& directory);

@@ -49,14 +49,14 @@ const TierReport* tier_of(const Report& report, std::string_view tier) {
   return nullptr;
 }
 
-/// Op seconds of a GPU as they ran, by label, all reports; labels in order of how much they change.
+/// Op seconds by label, of all reports; labels in order of how much they change.
 std::vector<std::pair<std::string, std::vector<double>>> by_label(std::span<const Report> reports) {
   std::map<std::string, std::vector<double>> sums;
   for (std::size_t r = 0; r < reports.size(); ++r) {
-    for (const PriceRow& price : reports[r].prices) {
-      auto& of_label = sums[price.label];
+    for (const auto& [label, seconds] : op_seconds_by_label(reports[r])) {
+      auto& of_label = sums[label];
       of_label.resize(reports.size());
-      of_label[r] += price.per_gpu_s * price.lasted_s / price.time_s;
+      of_label[r] = seconds;
     }
   }
   const auto change = [](const std::vector<double>& values) {
@@ -75,6 +75,14 @@ std::vector<std::pair<std::string, std::vector<double>>> by_label(std::span<cons
 }
 
 }  // namespace
+
+std::map<std::string, double> op_seconds_by_label(const Report& report) {
+  std::map<std::string, double> sums;
+  for (const PriceRow& price : report.prices) {
+    if (price.time_s > 0) sums[price.label] += price.per_gpu_s * price.lasted_s / price.time_s;
+  }
+  return sums;
+}
 
 std::string compare(std::span<const Report> reports, std::span<const std::string> names) {
   std::string align = "lr";

@@ -30,38 +30,45 @@ struct Source {
   Cluster cluster;
   std::optional<Scenario> scenario;
   std::shared_ptr<const Fabric> fabric;
+  Node profile;  ///< where a cluster names it
 };
-
-Source read_source(const std::string& file) {
-  Problems problems;
-  const Node root = read_document(file, problems);
-  problems.throw_if_any();
-  Source source;
-  if (root.find("plan") || root.find("model")) {
-    source.scenario = read_scenario(file);
-    source.cluster = source.scenario->cluster;
-    source.fabric = source.scenario->fabric;
-  } else {
-    source.cluster = read_cluster(root, problems);
-    problems.throw_if_any();
-    if (!source.cluster.fabric.empty()) {
-      const Node document = read_document(source.cluster.fabric, problems);
-      problems.throw_if_any();
-      source.fabric =
-          read_fabric_of(source.cluster, root.find("fabric").value_or(root), document, problems);
-      problems.throw_if_any();
-    }
-  }
-  return source;
-}
 
 Profile profile_of(const Source& source) {
   if (source.scenario) return source.scenario->profile;
   Problems problems;
-  const Node root = read_document(source.cluster.profile, problems);
+  const Node root = read_named_document(source.profile, source.cluster.profile, problems);
   Profile profile = read_profile(root, problems);
   problems.throw_if_any();
   return profile;
+}
+
+Source read_source(const std::string& file, const Overrides& overrides) {
+  Problems problems;
+  const Node document = read_document(file, problems);
+  problems.throw_if_any();
+  Source source;
+  if (document.find("plan") || document.find("model")) {
+    source.scenario = read_scenario(file, overrides);
+    source.cluster = source.scenario->cluster;
+    source.fabric = source.scenario->fabric;
+    return source;
+  }
+  const Node root = with_overrides(document, overrides, problems);
+  source.cluster = read_cluster(root, problems);
+  problems.throw_if_any();
+  if (!source.cluster.fabric.empty()) {
+    const Node named = root.find("fabric").value_or(root);
+    const Node fabric = read_named_document(named, source.cluster.fabric, problems);
+    problems.throw_if_any();
+    source.fabric = read_fabric_of(source.cluster, named, fabric, problems);
+    problems.throw_if_any();
+  }
+  source.profile = root.find("profile").value_or(root);
+  // Overrides of the profile have an effect on what asks for it.
+  if (!overrides_below(source.profile).empty()) profile_of(source);
+  report_without_effect(root, problems);
+  problems.throw_if_any();
+  return source;
 }
 
 void place_ranks(NetworkQuestion& q, const Cluster& c) {
@@ -317,7 +324,7 @@ std::optional<std::int64_t> parse_nccl_size(std::string_view text) {
 }
 
 NetworkAnswer ask_network(NetworkQuestion question, const PriceOf& formula) {
-  const Source source = read_source(question.file);
+  const Source source = read_source(question.file, question.overrides);
   const Cluster& c = source.cluster;
   NetworkAnswer answer;
   answer.cluster = c;

@@ -27,7 +27,8 @@ struct ExchangeQuestion {
 
 /// What `orrery network` was asked.
 struct NetworkQuestion {
-  std::string file;  ///< a cluster, or a scenario whose cluster is meant
+  std::string file;     ///< a cluster, or a scenario whose cluster is meant
+  Overrides overrides;  ///< of that file
   std::variant<std::monostate, NcclOp, ExchangeQuestion> operation;  ///< none: the links
   std::int64_t ranks = 0;                                            ///< 0: one node
   std::int64_t ranks_per_node = 0;                                   ///< 0: as many as fit

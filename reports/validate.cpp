@@ -104,7 +104,7 @@ struct Row {
 struct Request {
   std::string name;
   std::string scenario;
-  std::string profile;  // empty: the scenario's
+  Overrides overrides;  // its profile, if it is not the scenario's
   std::vector<Row> rows;
 };
 
@@ -130,7 +130,11 @@ void read_request(MapReader& reader, const std::string& file, std::vector<Reques
   Request request;
   request.name = reader.text("name");
   request.scenario = resolve(file, reader.text("scenario"));
-  if (reader.has("profile")) request.profile = resolve(file, reader.text("profile"));
+  if (reader.has("profile")) {
+    const fs::path profile = fs::absolute(resolve(file, reader.text("profile")));
+    request.overrides.push_back({.text = "profile=" + in_quotes(profile.string()),
+                                 .at = reader.at("profile").at()});
+  }
   const Node rows = reader.require("rows");
   if (rows.kind() == Node::Kind::sequence) {
     for (std::size_t i = 0; i < rows.size(); ++i) {
@@ -165,15 +169,10 @@ std::vector<Request> read_requests(const std::string& path) {
   return requests;
 }
 
-Validation predict(const std::string& file, Request request) {
+Validation predict(const std::string& file, Request request, const Overrides& overrides) {
   Problems problems;
-  Scenario scenario = read_scenario(request.scenario);
-  if (!request.profile.empty()) {
-    const Node node = read_document(request.profile, problems);
-    problems.throw_if_any();
-    scenario.profile = read_profile(node, problems);
-    problems.throw_if_any();
-  }
+  request.overrides.insert(request.overrides.end(), overrides.begin(), overrides.end());
+  const Scenario scenario = read_scenario(request.scenario, request.overrides);
   const auto wants_isolated = [](const Row& r) { return is_isolated(r.row.quantity); };
   std::vector<IsolatedCell> cells;
   if (std::any_of(request.rows.begin(), request.rows.end(), wants_isolated)) {
@@ -209,10 +208,10 @@ std::string format_value(double value, Dimension dimension) {
 
 }  // namespace
 
-std::vector<Validation> validate(const std::string& path) {
+std::vector<Validation> validate(const std::string& path, const Overrides& overrides) {
   std::vector<Validation> validations;
   for (Request& request : read_requests(path)) {
-    validations.push_back(predict(path, std::move(request)));
+    validations.push_back(predict(path, std::move(request), overrides));
   }
   return validations;
 }

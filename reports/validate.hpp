@@ -43,8 +43,8 @@ struct Validation {
   std::vector<ValidationRow> rows;
 };
 
-/// Reads one file and simulates what it names. Throws InputError.
-std::vector<Validation> validate(const std::string& path);
+/// Reads one file and simulates what it names, each scenario with these overrides. Throws InputError.
+std::vector<Validation> validate(const std::string& path, const Overrides& overrides = {});
 
 std::string validation_table(std::span<const Validation> validations);
 std::string validation_json(std::span<const Validation> validations);

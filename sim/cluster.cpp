@@ -118,12 +118,12 @@ Cluster read_cluster(const Node& node, Problems& problems) {
   cluster.collectives =
       read_collectives(map.require("collectives"), cluster.nvls, several_nodes, problems);
 
-  const auto folder = std::filesystem::path(node.at().file).parent_path();
-  const auto resolved = [&](const std::string& path) {
-    return path.empty() ? path : (folder / path).lexically_normal().string();
+  const auto resolved = [&](std::string_view key, const std::string& path) {
+    if (path.empty()) return path;
+    return (std::filesystem::path(map.at(key).folder()) / path).lexically_normal().string();
   };
-  cluster.profile = resolved(map.text("profile"));
-  cluster.fabric = resolved(map.text_or("fabric", ""));
+  cluster.profile = resolved("profile", map.text("profile"));
+  cluster.fabric = resolved("fabric", map.text_or("fabric", ""));
   cluster.load_balancing =
       map.choice_or("load_balancing", LoadBalancing::spray,
                     {{"spray", LoadBalancing::spray}, {"ecmp", LoadBalancing::ecmp}});

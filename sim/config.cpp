@@ -13,12 +13,14 @@
 #include <filesystem>
 #include <limits>
 #include <map>
+#include <mutex>
 #include <sstream>
 #include <system_error>
 #include <tuple>
 #include <unordered_map>
 
 #include "sim/check.hpp"
+#include "sim/document.hpp"
 
 namespace orrery {
 namespace {
@@ -98,36 +100,17 @@ std::string quote(std::string_view text) {
 // ---------------------------------------------------------------------------------------------------
 // The tree
 
-namespace {
-
-/// One file: its text and all nodes, which point into each other by index. Nodes keep it alive.
-struct Document {
-  std::string name;
-  std::string text;
-  std::vector<std::size_t> line_starts;
-  std::vector<Node::Data> nodes;  // nodes[0] is the root
-
-  std::string_view line_text(int line) const;
-  std::string_view rest(const Node::Data& node) const;  // the text from where the node begins
-};
-
-}  // namespace
-
-struct Node::Data {
-  const Document* document = nullptr;
-  int line = 0;         // 1-based, 0: the whole file
-  int byte_column = 0;  // 0-based
-  Kind kind = Kind::null;
-  bool quoted = false;
-  std::string text;
-  std::vector<std::uint32_t> children;  // of a map: key, value, key, value ...
-};
-
-namespace {
+void Document::find_lines() {
+  line_starts.assign(1, 0);
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    if (text[i] == '\n') line_starts.push_back(i + 1);
+  }
+}
 
 std::string_view Document::line_text(int line) const {
-  if (line < 1 || static_cast<std::size_t>(line) > line_starts.size()) return {};
-  const std::size_t begin = line_starts[static_cast<std::size_t>(line) - 1];
+  const int index = line - first_line;
+  if (index < 0 || static_cast<std::size_t>(index) >= line_starts.size()) return {};
+  const std::size_t begin = line_starts[static_cast<std::size_t>(index)];
   const std::size_t end = std::min(text.find('\n', begin), text.size());
   std::string_view view = std::string_view(text).substr(begin, end - begin);
   if (!view.empty() && view.back() == '\r') view.remove_suffix(1);
@@ -135,13 +118,11 @@ std::string_view Document::line_text(int line) const {
 }
 
 std::string_view Document::rest(const Node::Data& node) const {
-  const std::size_t line = static_cast<std::size_t>(std::max(node.line, 1)) - 1;
+  const auto line = static_cast<std::size_t>(std::max(node.line - first_line, 0));
   if (line >= line_starts.size()) return {};
   const std::size_t begin = line_starts[line] + static_cast<std::size_t>(node.byte_column);
   return std::string_view(text).substr(std::min(begin, text.size()));
 }
-
-}  // namespace
 
 Node::Node() = default;
 
@@ -166,6 +147,23 @@ std::string Node::source_line() const {
   return line.size() > kMaxSourceLine ? "" : std::string(line);
 }
 
+std::string Node::folder() const {
+  return data_ ? data_->document->folder : "";
+}
+
+bool Node::overridden() const {
+  return data_ && data_->document->is_override;
+}
+
+std::vector<Node> Node::removed_keys() const {
+  std::vector<Node> keys;
+  if (!data_ || !data_->changes) return keys;
+  for (const Data* key : data_->changes->removed) {
+    keys.push_back(Node(std::shared_ptr<const Data>(data_, key)));
+  }
+  return keys;
+}
+
 const std::string& Node::text() const {
   ORRERY_CHECK(kind() == Kind::scalar, "text() of a node that is no scalar");
   return data_->text;
@@ -184,19 +182,19 @@ std::size_t Node::size() const {
 
 Node Node::operator[](std::size_t i) const {
   ORRERY_CHECK(i < size(), "element {} of {}", i, size());
-  const std::size_t child = data_->children[kind() == Kind::map ? 2 * i + 1 : i];
-  return Node(std::shared_ptr<const Data>(data_, &data_->document->nodes[child]));
+  return Node(
+      std::shared_ptr<const Data>(data_, data_->children[kind() == Kind::map ? 2 * i + 1 : i]));
 }
 
 Node Node::key(std::size_t i) const {
   ORRERY_CHECK(kind() == Kind::map && i < size(), "key {} of {}", i, size());
-  return Node(std::shared_ptr<const Data>(data_, &data_->document->nodes[data_->children[2 * i]]));
+  return Node(std::shared_ptr<const Data>(data_, data_->children[2 * i]));
 }
 
 std::optional<Node> Node::find(std::string_view key) const {
   if (kind() != Kind::map) return std::nullopt;
   for (std::size_t i = 0; i < size(); ++i) {
-    if (data_->document->nodes[data_->children[2 * i]].text == key) return (*this)[i];
+    if (data_->children[2 * i]->text == key) return (*this)[i];
   }
   return std::nullopt;
 }
@@ -351,6 +349,8 @@ bool is_closed(std::string_view text) {
   return false;
 }
 
+}  // namespace
+
 Node place(const Document& document, int line, int byte_column) {
   auto data = std::make_shared<Node::Data>();
   data->document = &document;
@@ -358,6 +358,8 @@ Node place(const Document& document, int line, int byte_column) {
   data->byte_column = byte_column;
   return Node(std::move(data));
 }
+
+namespace {
 
 /// Builds the tree from yaml-cpp's events; none of yaml-cpp's own nodes or conversions are
 /// involved.
@@ -370,7 +372,7 @@ class Builder : public YAML::EventHandler {
       started_ = true;
       return;
     }
-    const std::string_view line = document_.line_text(mark.line + 1);
+    const std::string_view line = document_.line_text(mark.line + document_.first_line);
     if (mark.column == 0 && line.substr(0, 3) == "---") {
       reject(mark, "a second document starts here",
              "a file holds one document; remove the '---' line");
@@ -383,13 +385,21 @@ class Builder : public YAML::EventHandler {
 
   void OnNull(const YAML::Mark& mark, YAML::anchor_t) override {
     Node::Data& node = add(mark, Node::Kind::null);
+    if (!open_.empty() && open_.back()->kind == Node::Kind::map &&
+        open_.back()->children.size() % 2 == 0) {
+      // yaml-cpp marks an absent value by the token after it; its key is where to look.
+      const Node::Data& key = *open_.back()->children[open_.back()->children.size() - 2];
+      node.line = key.line;
+      node.byte_column = key.byte_column;
+      return;
+    }
     const std::string_view rest = document_.rest(node);
     if (open_.empty() || (!rest.empty() && (rest[0] == '~' || rest[0] == 'n' || rest[0] == 'N'))) {
       return;
     }
     // yaml-cpp marks an absent element by the token after it; the list is where to look.
-    node.line = document_.nodes[open_.back()].line;
-    node.byte_column = document_.nodes[open_.back()].byte_column;
+    node.line = open_.back()->line;
+    node.byte_column = open_.back()->byte_column;
   }
   void OnAlias(const YAML::Mark& mark, YAML::anchor_t) override {
     reject(mark, kAliasMessage, kAliasHint);
@@ -417,19 +427,20 @@ class Builder : public YAML::EventHandler {
     open(mark, tag, Node::Kind::map);
   }
   void OnMapEnd() override {
-    check_keys(document_.nodes[open_.back()]);
+    check_keys(*open_.back());
     open_.pop_back();
   }
 
   /// The line on which the innermost unfinished list or map began; 0 if there is none.
-  int open_line() const { return open_.empty() ? 0 : document_.nodes[open_.back()].line; }
+  int open_line() const { return open_.empty() ? 0 : open_.back()->line; }
 
  private:
-  [[noreturn]] static void reject(const YAML::Mark& mark, std::string message, std::string hint) {
-    throw Rejected{mark.line + 1, mark.column, std::move(message), std::move(hint)};
+  [[noreturn]] void reject(const YAML::Mark& mark, std::string message, std::string hint) const {
+    throw Rejected{mark.line + document_.first_line, mark.column, std::move(message),
+                   std::move(hint)};
   }
 
-  static void refuse_tag(const YAML::Mark& mark, const std::string& tag) {
+  void refuse_tag(const YAML::Mark& mark, const std::string& tag) const {
     if (tag.empty() || tag == "?" || tag == "!") return;  // "!" is what yaml-cpp calls quoted text
     reject(mark, "tags (!name) are not supported", "remove the tag");
   }
@@ -438,11 +449,10 @@ class Builder : public YAML::EventHandler {
     if (document_.nodes.size() >= kMaxNodes) {
       reject(mark, fmt::format("more than {} values in one file", kMaxNodes), "");
     }
-    const auto index = static_cast<std::uint32_t>(document_.nodes.size());
-    if (!open_.empty()) document_.nodes[open_.back()].children.push_back(index);
     Node::Data& node = document_.nodes.emplace_back();
+    if (!open_.empty()) open_.back()->children.push_back(&node);
     node.document = &document_;
-    node.line = mark.line + 1;
+    node.line = mark.line + document_.first_line;
     node.byte_column = mark.column;
     node.kind = kind;
     return node;
@@ -453,16 +463,14 @@ class Builder : public YAML::EventHandler {
     if (open_.size() >= kMaxDepth) {
       reject(mark, fmt::format("lists and maps are nested more than {} deep", kMaxDepth), "");
     }
-    add(mark, kind);
-    open_.push_back(static_cast<std::uint32_t>(document_.nodes.size() - 1));
+    open_.push_back(&add(mark, kind));
   }
 
   void check_keys(Node::Data& map) {
     std::unordered_map<std::string_view, int> first_line;
-    std::vector<std::uint32_t> kept;
+    std::vector<const Node::Data*> kept;
     for (std::size_t i = 0; i + 1 < map.children.size(); i += 2) {
-      const Node::Data& key = document_.nodes[map.children[i]];
-      Node::Data& value = document_.nodes[map.children[i + 1]];
+      const Node::Data& key = *map.children[i];
       if (key.kind != Node::Kind::scalar) {
         const Node::Data& shown = key.kind == Node::Kind::null ? map : key;
         throw Rejected{shown.line, shown.byte_column, "a key must be text", ""};
@@ -470,11 +478,6 @@ class Builder : public YAML::EventHandler {
       if (key.text == "<<" && !key.quoted) {
         throw Rejected{key.line, key.byte_column, "merge keys (<<) are not supported",
                        "write the keys out"};
-      }
-      if (value.kind == Node::Kind::null) {
-        // yaml-cpp marks an absent value by the token after it; its key is where to look.
-        value.line = key.line;
-        value.byte_column = key.byte_column;
       }
       const auto [entry, inserted] = first_line.emplace(key.text, key.line);
       if (inserted) {
@@ -491,7 +494,7 @@ class Builder : public YAML::EventHandler {
 
   Document& document_;
   Problems& problems_;
-  std::vector<std::uint32_t> open_;
+  std::vector<Node::Data*> open_;
   std::size_t duplicates_ = 0;
   bool started_ = false;
 };
@@ -516,7 +519,8 @@ void check_characters(Document& document, bool json) {
     const auto reject = [&](std::size_t offset, std::string message, std::string hint) {
       const auto next =
           std::upper_bound(document.line_starts.begin(), document.line_starts.end(), offset);
-      throw Rejected{static_cast<int>(next - document.line_starts.begin()),
+      throw Rejected{
+          document.first_line - 1 + static_cast<int>(next - document.line_starts.begin()),
                      static_cast<int>(offset - *(next - 1)), std::move(message), std::move(hint)};
     };
     if (length == 0) {
@@ -564,7 +568,7 @@ void parse(Document& document, bool json, Problems& problems) {
     }
   } catch (const YAML::Exception& e) {
     const bool located = !e.mark.is_null();
-    const int line = located ? e.mark.line + 1 : 0;
+    const int line = located ? e.mark.line + document.first_line : 0;
     const int column = located ? e.mark.column : 0;
     if (e.msg.rfind(YAML::ErrorMsg::UNKNOWN_ANCHOR, 0) == 0) {
       throw Rejected{line, column, kAliasMessage, kAliasHint};
@@ -576,7 +580,45 @@ void parse(Document& document, bool json, Problems& problems) {
 
 }  // namespace
 
-Node read_document_text(std::string text, const std::string& name, Problems& problems) {
+bool parse_document(Document& document, Problems& problems) {
+  document.find_lines();
+  try {
+    parse(document, looks_like_json(document.name, document.text), problems);
+  } catch (const Rejected& r) {
+    problems.add(place(document, r.line, r.byte_column), r.message, r.hint);
+    return false;
+  }
+  return true;
+}
+
+/// Documents by path. One lock for all: whoever waits for it would have to read the same files.
+class DocumentCache {
+ public:
+  template <class Read>
+  Node get(const std::string& path, Problems& problems, const Read& read) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto known = documents_.find(path);
+    if (known != documents_.end()) return known->second;
+    const std::size_t before = problems.size();
+    Node document = read();
+    // With problems it is read again, so that every reader hears of them.
+    if (problems.size() == before) documents_.emplace(path, document);
+    return document;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::map<std::string, Node> documents_;
+};
+
+std::shared_ptr<DocumentCache> make_document_cache() {
+  return std::make_shared<DocumentCache>();
+}
+
+namespace {
+
+Node make_document(std::string text, const std::string& name, Problems& problems,
+                   std::optional<std::string> folder, const std::shared_ptr<DocumentCache>& cache) {
   if (text.size() > kMaxFileBytes) {
     problems.add(Location{name, 0, 0}, "the file is larger than 64 MiB");
     return {};
@@ -587,21 +629,22 @@ Node read_document_text(std::string text, const std::string& name, Problems& pro
   }
   const auto document = std::make_shared<Document>();
   document->name = name;
+  document->folder =
+      folder ? *std::move(folder) : std::filesystem::path(name).parent_path().string();
   document->text = std::move(text);
-  document->line_starts.push_back(0);
-  for (std::size_t i = 0; i < document->text.size(); ++i) {
-    if (document->text[i] == '\n') document->line_starts.push_back(i + 1);
-  }
-  try {
-    parse(*document, looks_like_json(name, document->text), problems);
-  } catch (const Rejected& r) {
-    problems.add(place(*document, r.line, r.byte_column), r.message, r.hint);
-    return {};
-  }
+  document->cache = cache;
+  if (!parse_document(*document, problems)) return {};
   if (document->nodes.empty()) {  // an empty file: nothing, but from this file
     document->nodes.emplace_back().document = document.get();
   }
-  return Node(std::shared_ptr<const Node::Data>(document, &document->nodes[0]));
+  return Node(std::shared_ptr<const Node::Data>(document, &document->nodes.front()));
+}
+
+}  // namespace
+
+Node read_document_text(std::string text, const std::string& name, Problems& problems,
+                        std::optional<std::string> folder) {
+  return make_document(std::move(text), name, problems, std::move(folder), nullptr);
 }
 
 namespace {
@@ -665,9 +708,13 @@ std::optional<std::string> read_text(const std::string& path, Problems& problems
   return text;
 }
 
-Node read_document(const std::string& path, Problems& problems) {
-  std::optional<std::string> text = read_text(path, problems);
-  return text ? read_document_text(std::move(*text), path, problems) : Node();
+Node read_document(const std::string& path, Problems& problems,
+                   const std::shared_ptr<DocumentCache>& cache) {
+  const auto read = [&] {
+    std::optional<std::string> text = read_text(path, problems);
+    return text ? make_document(std::move(*text), path, problems, std::nullopt, cache) : Node();
+  };
+  return cache ? cache->get(path, problems, read) : read();
 }
 
 // ---------------------------------------------------------------------------------------------------
@@ -926,13 +973,16 @@ void MapReader::allow(std::string_view key) {
 
 void MapReader::finish() {
   const std::vector<std::string> known(known_.begin(), known_.end());
-  for (std::size_t i = 0; node_.kind() == Node::Kind::map && i < node_.size(); ++i) {
-    const Node key = node_.key(i);
-    if (known_.count(key.text()) != 0) continue;
+  const auto check = [&](const Node& key) {
+    if (known_.count(key.text()) != 0) return;
     std::string hint = did_you_mean(key.text(), known);
     if (hint.empty() && !known.empty()) hint = "known keys: " + join(known);
     problems_.add(key, fmt::format("unknown key {} in {}", quote(key.text()), what_), hint);
+  };
+  for (std::size_t i = 0; node_.kind() == Node::Kind::map && i < node_.size(); ++i) {
+    check(node_.key(i));
   }
+  for (const Node& key : node_.removed_keys()) check(key);
 }
 
 std::vector<std::string> MapReader::unread() const {

@@ -58,6 +58,8 @@ class Node {
   Kind kind() const;
   Location at() const;
   std::string source_line() const;
+  std::string folder() const;  ///< that paths in it are relative to: of its file, or the overridden
+  bool overridden() const;     ///< is it what an override put there (sim/overrides.hpp)?
 
   const std::string& text() const;  ///< scalar only: as written, unquoted
   bool quoted() const;              ///< scalar only: was it written in quotes?
@@ -67,9 +69,11 @@ class Node {
   Node key(std::size_t i) const;         ///< key of a map entry
   std::optional<Node> find(
       std::string_view key) const;  ///< value by key; nullopt if absent or no map
+  std::vector<Node> removed_keys() const;  ///< by overrides; were they ever there or not
 
-  struct Data;  // private to config.cpp
+  struct Data;  // of document.hpp, private to config.cpp and overrides.cpp
   explicit Node(std::shared_ptr<const Data> data) : data_(std::move(data)) {}
+  const Data& data() const { return *data_; }  ///< not of a null node without a location
 
  private:
   std::shared_ptr<const Data> data_;
@@ -91,6 +95,12 @@ class Problems {
   std::vector<Problem> list_;
 };
 
+/// Documents by path, each parsed once: for reading the same files again and again (a scenario with
+/// other and other overrides). Threads may share one. A document remembers the cache it was read
+/// with, and the files that it names come from there (read_named_document, sim/overrides.hpp).
+class DocumentCache;
+std::shared_ptr<DocumentCache> make_document_cache();
+
 /// The bytes of a file, at most 64 MiB; a missing, unreadable or larger file is a problem.
 std::optional<std::string> read_text(const std::string& path, Problems& problems);
 
@@ -99,8 +109,11 @@ std::optional<std::string> read_text(const std::string& path, Problems& problems
 /// second document, more than 200 levels, 1,000,000 values or 64 MiB are problems; the Node is then
 /// null and a MapReader over it stays silent. Duplicate keys are problems too, but the tree is
 /// returned (with the first of them), so that all else is looked at in the same run.
-Node read_document(const std::string& path, Problems& problems);
-Node read_document_text(std::string text, const std::string& name, Problems& problems);
+Node read_document(const std::string& path, Problems& problems,
+                   const std::shared_ptr<DocumentCache>& cache = nullptr);
+/// `folder`: that paths in the text are relative to, if not that of `name`.
+Node read_document_text(std::string text, const std::string& name, Problems& problems,
+                        std::optional<std::string> folder = std::nullopt);
 
 /// The candidate nearest to `word` by edit distance, if near enough to be a typo.
 std::optional<std::string> nearest(std::string_view word, std::span<const std::string> candidates);

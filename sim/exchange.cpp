@@ -8,6 +8,7 @@
 #include <random>
 
 #include "sim/check.hpp"
+#include "sim/overrides.hpp"
 
 namespace orrery {
 namespace {
@@ -197,8 +198,8 @@ std::vector<std::int64_t> read_range(MapReader& map, std::string_view key) {
 /// The document that a scalar names, relative to the file it stands in; null with a problem if
 /// there is none.
 Node read_named_file(const Node& name, Problems& problems) {
-  const std::filesystem::path directory = std::filesystem::path(name.at().file).parent_path();
-  return read_document((directory / name.text()).string(), problems);
+  const std::filesystem::path directory = name.folder();
+  return read_named_document(name, (directory / name.text()).string(), problems);
 }
 
 ExchangeTable read_table(const Node& node, Problems& problems, bool may_be_like) {
