@@ -26,6 +26,8 @@
 #include "reports/budget/budget.hpp"
 #include "reports/compare.hpp"
 #include "reports/explain.hpp"
+#include "reports/goodput.hpp"
+#include "reports/goodput_runs.hpp"
 #include "reports/joined.hpp"
 #include "reports/json.hpp"
 #include "reports/network.hpp"
@@ -33,6 +35,7 @@
 #include "reports/study.hpp"
 #include "reports/terminal.hpp"
 #include "reports/trace.hpp"
+#include "reports/uncertainty.hpp"
 #include "reports/validate.hpp"
 #include "reports/what_if.hpp"
 
@@ -78,6 +81,9 @@ struct Options {
   std::optional<DeviceKind> execute;
   std::vector<std::string> calibration;  ///< scenarios whose kernels are measured
   TrainOptions training;
+  std::int64_t draws = 0;  ///< of prices' errors; 0: none
+  GoodputQuestion goodput;
+  std::string published;  ///< file of published goodput
 };
 
 bool wants_colour() {
@@ -138,11 +144,11 @@ int run(const Options& options) {
   if (options.engine == Engine::sweep && network_of(scenario, options.fidelity) == Network::flows) {
     reject("--engine sweep knows no flows", "add --network formula, or leave --engine out");
   }
-  const Study study =
-      study_step(std::move(scenario), {.all_ranks = options.all_ranks,
-                                       .network = options.fidelity,
-                                       .engine = options.engine.value_or(Engine::sweep),
-                                       .isolated = !options.json.empty()});
+  Study study = study_step(std::move(scenario), {.all_ranks = options.all_ranks,
+                                                 .network = options.fidelity,
+                                                 .engine = options.engine.value_or(Engine::sweep),
+                                                 .isolated = !options.json.empty()});
+  if (options.draws > 0) study.report.uncertainty = uncertainty(study, {.draws = options.draws});
   write_run(options, study);
   return 0;
 }
@@ -274,6 +280,23 @@ int budget_recipe(const Options& options) {
   if (options.json != "-" && options.csv != "-") write_file("-", to_terminal(budget));
   if (!budget.fits()) return kDoesNotFit;
   return options.fail_above && !budget.aims_met() ? kMissedAim : 0;
+}
+
+/// How long a run takes with failures, or what is published of such runs.
+int ask_about_goodput(Options& options) {
+  if (!options.published.empty()) {
+    if (!options.files.empty()) reject("--published is asked without a scenario");
+    const std::vector<GoodputRun> runs = goodput_runs(options.published);
+    if (!options.json.empty()) write_file(options.json, goodput_json(runs));
+    if (options.json != "-") write_file("-", goodput_table(runs));
+    return 0;
+  }
+  if (options.files.empty()) reject("reliability needs a scenario, or --published");
+  options.goodput.file = options.files[0];
+  const Goodput answer = ask_goodput(options.goodput);
+  if (!options.json.empty()) write_file(options.json, to_json(answer));
+  if (options.json != "-") write_file("-", to_terminal(answer));
+  return 0;
 }
 
 int ask_about_network(Options& options) {
@@ -651,6 +674,11 @@ int main_of(int argc, char** argv) {
       ->check(CLI::IsMember({"sweep", "events"}));
   run_verb->add_flag("--timing", options.timing, "also say how long the simulation took");
   execution(run_verb, "train for real, on CPU or GPU, instead of simulating");
+  run_verb
+      ->add_flag("--uncertainty{200}", options.draws,
+                 "how sure the step's time is: draws of the prices' errors (--uncertainty=500)")
+      ->check(CLI::Range(10, 1'000'000))
+      ->excludes("--execute");
 
   CLI::App* explain_verb =
       app.add_subcommand("explain", "resolved scenario, counts, memory, layout, Program, prices");
@@ -702,6 +730,38 @@ int main_of(int argc, char** argv) {
                           "write stages as CSV to this file, - for standard output");
   budget_verb->add_flag("--fail-above", options.fail_above, "exit 3 if an aim is missed");
   quiet(budget_verb);
+
+  CLI::App* reliability_verb =
+      app.add_subcommand("reliability", "goodput and calendar time of a run, with failures");
+  reliability_verb->add_option("scenario", options.files, "scenario file")->expected(0, 1);
+  reliability_verb->add_option("--with", options.goodput.reliability,
+                               "file of what fails (default: the scenario's reliability)");
+  const auto amount = [&](const char* name, double& value, Dimension dimension, const char* text) {
+    return reliability_verb
+        ->add_option_function<std::string>(
+            name,
+            [&value, dimension](const std::string& word) {
+              value = *parse_quantity(word, dimension);
+            },
+            text)
+        ->check([dimension](const std::string& word) {
+          std::string why;
+          const auto read = parse_quantity(word, dimension, &why);
+          if (!read) return "'" + word + "' is no amount" + (why.empty() ? "" : ": " + why);
+          return std::string(*read > 0 ? "" : "must be above zero");
+        });
+  };
+  CLI::Option* tokens = amount("--tokens", options.goodput.tokens, Dimension::scalar,
+                               "to train on, as 14.8e12: at the simulated step's rate");
+  amount("--time", options.goodput.useful_s, Dimension::seconds,
+         "of useful training instead, as \"54 days\"")
+      ->excludes(tokens);
+  reliability_verb->add_option("--trials", options.goodput.options.trials, "to simulate (1000)")
+      ->check(CLI::Range(10, 1'000'000));
+  reliability_verb->add_flag("--published{scenarios/reliability/published.yaml}", options.published,
+                             "instead: what other clusters' failures predict for published runs");
+  json(reliability_verb);
+  quiet(reliability_verb);
 
   CLI::App* network_verb =
       app.add_subcommand("network", "a cluster's links, or a collective on it");
@@ -823,6 +883,7 @@ int main_of(int argc, char** argv) {
   if (*explain_verb) return explain_scenario(options);
   if (*compare_verb) return compare_scenarios(options);
   if (*budget_verb) return budget_recipe(options);
+  if (*reliability_verb) return ask_about_goodput(options);
   if (*network_verb) return ask_about_network(options);
   if (*calibrate_verb) return calibrate_something(options);
   return validate_runs(options);

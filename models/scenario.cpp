@@ -882,6 +882,10 @@ Scenario read(const Node& document, const std::string& file, const Overrides& gi
                        scenario.cluster.gpus_per_node, problems);
     }
   }
+  if (reader.has("reliability")) {
+    const Node node = inline_or_named(reader, "reliability", directory, problems);
+    if (is_located(node)) scenario.reliability = read_reliability(node, problems);
+  }
   if (reader.has("training")) {
     scenario.training = read_training(reader.at("training"), problems);
   }
@@ -1026,6 +1030,9 @@ std::string to_yaml(const Scenario& scenario) {
       indented(plan_yaml(scenario.plan)),
       scenario.stragglers.empty() ? ""
                                   : fmt::format("stragglers: {}\n", to_yaml(scenario.stragglers)),
+      scenario.reliability
+          ? fmt::format("reliability:\n{}", indented(to_yaml(*scenario.reliability)))
+          : "",
       scenario.training == Training()
           ? ""
           : fmt::format("training: {}\n", to_yaml(scenario.training, folder)),

@@ -24,16 +24,19 @@
 //              {counts, independent_tokens} | {router: {...}, independent_tokens} (balanced);
 //              models/routing.hpp and models/router.hpp say what each is
 //   stragglers: [{gpu | node | share, slowdown}, {sigma}] (none); models/stragglers.hpp
+//   reliability: what fails, and what that costs (none); models/reliability.hpp
 //   training: of a step that is executed (defaults); models/training.hpp
 //   set: overrides of all that and of the files it names, [PATH=VALUE, ...] (none); sim/overrides.hpp
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "models/model.hpp"
 #include "models/plan.hpp"
+#include "models/reliability.hpp"
 #include "models/stragglers.hpp"
 #include "models/training.hpp"
 #include "sim/cluster.hpp"
@@ -53,6 +56,7 @@ struct Scenario {
   std::shared_ptr<const Fabric> fabric;  ///< null where the cluster names none; large, so shared
   Plan plan;
   Stragglers stragglers;
+  std::optional<Reliability> reliability;
   Training training;
   std::uint64_t seed = 0;          ///< of routing and stragglers
   std::vector<std::string> notes;  ///< of readers: what was assumed or ignored

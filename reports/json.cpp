@@ -166,6 +166,7 @@ void write_report(JsonObject& o, const Report& report, const JsonOptions& option
   o.array("ranks", report.ranks, [&](const RankReport& rank) { write_rank(writer, rank); });
   o.array("cells", report.cells, [&](const IsolatedCell& cell) { write_isolated(writer, cell); });
   o.array("prices", report.prices, [&](const PriceRow& row) { write_price(writer, row); });
+  if (report.uncertainty) write_uncertainty(o.name("uncertainty"), *report.uncertainty);
   o.array("warnings", report.warnings, [&](const std::string& text) {
     writer.String(text.c_str(), static_cast<rapidjson::SizeType>(text.size()));
   });
@@ -179,6 +180,14 @@ void write_report(JsonObject& o, const Report& report, const JsonOptions& option
 }
 
 }  // namespace
+
+void write_interval(JsonObject& o, std::string_view key, const Interval& interval) {
+  JsonObject i(o.name(key));
+  i("p10", interval.p10);
+  i("p50", interval.p50);
+  i("p90", interval.p90);
+  i("mean", interval.mean);
+}
 
 std::string_view key_of(Phase phase) {
   switch (phase) {

@@ -10,6 +10,8 @@
 #include <string>
 #include <string_view>
 
+#include "reports/goodput.hpp"
+#include "reports/interval.hpp"
 #include "reports/report.hpp"
 
 namespace orrery {
@@ -92,5 +94,9 @@ std::string json_document(Body body) {
 }
 
 void write_phases(JsonWriter& writer, const PhaseTimes& times);
+void write_interval(JsonObject& object, std::string_view key, const Interval& interval);
+void write_uncertainty(JsonWriter& writer, const StepUncertainty& uncertainty);
+/// As keys of `object`.
+void write_goodput(JsonObject& object, const Goodput& goodput);
 
 }  // namespace orrery

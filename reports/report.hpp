@@ -3,12 +3,14 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "models/scenario.hpp"
+#include "reports/uncertainty.hpp"
 #include "sim/price.hpp"
 #include "sim/program.hpp"
 #include "sim/timeline.hpp"
@@ -164,6 +166,7 @@ struct Report {
   std::vector<std::pair<std::string, double>>
       critical_path_s;  ///< phase name -> seconds, largest first
   double memory_capacity_bytes = 0;
+  std::optional<StepUncertainty> uncertainty;  ///< where it was asked for
   std::vector<std::string> warnings;
   std::uint64_t fingerprint = 0;
   EngineStatistics engine;

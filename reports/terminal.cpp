@@ -243,8 +243,9 @@ std::string warnings(const Report& r, const TerminalOptions& options) {
 
 std::string to_terminal(const Report& r, const TerminalOptions& options) {
   std::string text = head(r, options) + "\n" + training(r) + phases(r, options) + "\n" + memory(r, options) +
-                     "\n" + network(r, options) + "\n" + costliest(r, options) +
-                     warnings(r, options);
+                     "\n" + network(r, options) + "\n" + costliest(r, options);
+  if (r.uncertainty) text += fmt::format("\n{}", to_terminal(*r.uncertainty));
+  text += warnings(r, options);
   if (options.timing) {
     text += fmt::format("{} operations, {} ranks, simulated in {}\n", r.engine.operations,
                         r.engine.ranks_simulated, format_seconds(r.engine.wall_s));

@@ -51,6 +51,22 @@ class Random {
     return radius * std::cos(angle);
   }
 
+  /// Exponential with mean 1.
+  double exponential() { return -std::log(uniform()); }
+
+  /// Gamma with scale 1; shape at least 1 (Marsaglia and Tsang, ACM TOMS 26, 2000).
+  double gamma(double shape) {
+    const double d = shape - 1.0 / 3;
+    const double c = 1 / std::sqrt(9 * d);
+    while (true) {
+      const double x = normal();
+      const double root = 1 + c * x;
+      if (root <= 0) continue;
+      const double v = root * root * root;
+      if (std::log(uniform()) < 0.5 * x * x + d - d * v + d * std::log(v)) return d * v;
+    }
+  }
+
   /// Successes of `trials` independent trials. Where both outcomes are expected 32 times or more,
   /// the rounded normal approximation (its distribution function is within 0.02 of the binomial's
   /// there); else by inversion, exactly.

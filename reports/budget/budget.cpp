@@ -86,7 +86,7 @@ double per_step_evaluations(const Stage& stage, std::int64_t steps) {
 // --- plans near one that does not fit ------------------------------------------------------------
 
 struct Nearby {
-  std::string changes;  ///< as YAML, a flow map: also how it is shown
+  std::vector<std::string> changes;  ///< overrides
   int distance = 0;
 };
 
@@ -94,22 +94,24 @@ struct Nearby {
 std::vector<Nearby> nearby_plans(const Plan& plan) {
   std::vector<Nearby> list;
   const Parallelism& p = plan.parallelism;
-  const auto add = [&](const std::string& change, int distance) {
-    list.push_back({fmt::format("{{{}}}", change), distance});
-    if (!plan.recompute.full) {
-      list.push_back({fmt::format("{{recompute: full, {}}}", change), distance + 1});
-    }
+  const std::string full = "plan.recompute=full";
+  const auto add = [&](std::vector<std::string> changes, int distance) {
+    list.push_back({changes, distance});
+    if (plan.recompute.full) return;
+    changes.push_back(full);
+    list.push_back({changes, distance + 1});
   };
-  if (!plan.recompute.full) list.push_back({"{recompute: full}", 1});
+  if (!plan.recompute.full) list.push_back({{full}, 1});
   if (plan.micro_batch_sequences > 1) {
-    add(fmt::format("micro_batch: {}", plan.micro_batch_sequences / 2), 1);
+    add({fmt::format("plan.micro_batch={}", plan.micro_batch_sequences / 2)}, 1);
   }
-  if (p.zero_stage == 0) add("layout: {zero: 1}", 1);
-  if (p.zero_stage < 3 && p.pp == 1) add("layout: {zero: 3}", 1);
+  if (p.zero_stage == 0) add({"plan.layout.zero=1"}, 1);
+  if (p.zero_stage < 3 && p.pp == 1) add({"plan.layout.zero=3"}, 1);
   for (std::int64_t factor = 2, distance = 1; p.dp % factor == 0 && factor <= 64;
        factor *= 2, ++distance) {
     const auto split = [&](const char* name, std::int64_t degree) {
-      add(fmt::format("layout: {{{}: {}, dp: {}}}", name, degree * factor, p.dp / factor),
+      add({fmt::format("plan.layout.{}={}", name, degree * factor),
+           fmt::format("plan.layout.dp={}", p.dp / factor)},
           static_cast<int>(distance));
     };
     split("cp", p.cp);
@@ -122,22 +124,22 @@ std::vector<Nearby> nearby_plans(const Plan& plan) {
 }
 
 /// The fastest of the nearest changes of the plan with which the stage fits.
-std::string nearest_that_fits(const Stage& stage, const Scenario& scenario) {
-  const std::vector<Nearby> candidates = nearby_plans(scenario.plan);
+std::string nearest_that_fits(const Stage& stage, const Plan& plan) {
+  const std::vector<Nearby> candidates = nearby_plans(plan);
   for (std::size_t begin = 0; begin < candidates.size();) {
     std::vector<Scenario> scenarios;
     std::vector<std::string> changes;
     std::size_t end = begin;
     for (; end < candidates.size() && candidates[end].distance == candidates[begin].distance;
          ++end) {
-      Problems problems;
-      const Node change =
-          read_document_text(fmt::format("plan: {}", candidates[end].changes), "nearby", problems);
-      const Node tree = changed_scenario(stage.tree, change, stage.directory, problems);
-      Scenario near = read_scenario_tree(tree, stage.file, stage.directory, problems);
-      if (!problems.empty()) continue;  // impossible for another reason
-      scenarios.push_back(std::move(near));
-      changes.push_back(candidates[end].changes);
+      Overrides overrides = stage.overrides;
+      for (const std::string& text : candidates[end].changes) overrides.push_back({text});
+      try {
+        scenarios.push_back(read_scenario(stage.scenario, overrides));
+        changes.push_back(fmt::format("[{}]", fmt::join(candidates[end].changes, ", ")));
+      } catch (const InputError&) {
+        continue;  // impossible for another reason
+      }
     }
     std::vector<const Scenario*> pointers;
     for (const Scenario& s : scenarios) pointers.push_back(&s);
@@ -147,7 +149,7 @@ std::string nearest_that_fits(const Stage& stage, const Scenario& scenario) {
       if (outcome.fits() && (best == nullptr || outcome.step_s < best->step_s)) best = &outcome;
     }
     if (best != nullptr) {
-      return fmt::format("plan: {} fits, with {} and a step of {}",
+      return fmt::format("set: {} fits, with {} and a step of {}",
                          changes[static_cast<std::size_t>(best - outcomes.data())],
                          format_bytes(best->peak_bytes), format_seconds(best->step_s));
     }
@@ -265,7 +267,7 @@ Budget make_budget(Recipe recipe, const BudgetOptions& options) {
     StageBudget& added = budget.stages.emplace_back(budget_of(recipe, stage, &outcomes[first]));
     first += stage.runs.size();
     if (added.unfit && options.nearest) {
-      added.unfit->nearest = nearest_that_fits(stage, stage.runs.back().scenario);
+      added.unfit->nearest = nearest_that_fits(stage, stage.runs.back().scenario.plan);
     }
     budget.tokens += added.tokens;
     budget.total.gpu_hours += added.bill.gpu_hours;

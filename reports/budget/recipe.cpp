@@ -204,12 +204,12 @@ std::vector<std::string> read_words(MapReader& reader, std::string_view key) {
   return words;
 }
 
-/// A ramp, and what of the scenario changes for its batches below a size.
+/// A ramp, and what it overrides for its batches below a size.
 struct ReadRamp {
   Node node;
   Ramp ramp;
   std::int64_t below = 0;
-  Node changes;
+  Overrides overrides;
 };
 
 ReadRamp read_ramp(const Node& node, Problems& problems) {
@@ -221,7 +221,7 @@ ReadRamp read_ramp(const Node& node, Problems& problems) {
   if (reader.has("below")) {
     MapReader below(reader.at("below"), problems, "ramp.below");
     read.below = below.integer("batch", 1, kMaxBatch);
-    read.changes = below.require("changes");
+    read.overrides = read_overrides(below.require("set"), problems);
     below.finish();
   }
   reader.finish();
@@ -268,54 +268,55 @@ class StageReader {
     }
     std::optional<ReadRamp> ramp;
     if (reader_.has("ramp")) ramp = read_ramp(reader_.at("ramp"), problems_);
-    const Node changes = reader_.at("changes");
-    const Node scenario = read_base();
+    if (reader_.has("set")) stage_.overrides = read_overrides(reader_.at("set"), problems_);
+    read_base();
     reader_.finish();
-    if (sound() && !scenario.at().file.empty()) {
-      stage_.tree = changed_scenario(scenario, changes, stage_.directory, problems_);
-      fill_runs(ramp);
-    }
+    if (sound()) fill_runs(ramp);
     return stage_;
   }
 
  private:
-  /// The scenario's tree; unlocated where it cannot be read.
-  Node read_base() {
-    const Node node = reader_.require("scenario");
-    stage_.at = node.at();
-    stage_.source_line = node.source_line();
-    stage_.file = recipe_;
-    stage_.directory = fs::path(recipe_).parent_path().string();
-    if (node.kind() != Node::Kind::scalar) return node;
-    const fs::path path = (fs::path(stage_.directory) / node.text()).lexically_normal();
+  void read_base() {
+    const std::string named = reader_.text("scenario");
+    if (named.empty()) return;
+    const fs::path path = (fs::path(recipe_).parent_path() / named).lexically_normal();
+    stage_.scenario = path.string();
     std::error_code ignored;
     if (!fs::is_regular_file(path, ignored)) {
-      problems_.add(node, fmt::format("there is no scenario file '{}'", path.string()));
-      return {};
+      problems_.add(reader_.at("scenario"),
+                    fmt::format("there is no scenario file '{}'", stage_.scenario));
     }
-    stage_.file = path.string();
-    stage_.directory = path.parent_path().string();
-    return read_document(stage_.file, problems_);
+  }
+
+  /// The stage's scenario with more overrides; none, and all its problems, if it cannot be read.
+  std::optional<Scenario> read_with(const Overrides& more) {
+    Overrides overrides = stage_.overrides;
+    overrides.insert(overrides.end(), more.begin(), more.end());
+    try {
+      return read_scenario(stage_.scenario, overrides);
+    } catch (const InputError& error) {
+      for (const Problem& problem : error.problems()) problems_.add(problem);
+      return std::nullopt;
+    }
   }
 
   void fill_runs(const std::optional<ReadRamp>& ramp) {
-    const Scenario full = read_scenario_tree(stage_.tree, stage_.file, stage_.directory, problems_);
-    Scenario small = full;
-    if (ramp && ramp->below > 0) {
-      const Node tree = changed_scenario(stage_.tree, ramp->changes, stage_.directory, problems_);
-      small = read_scenario_tree(tree, stage_.file, stage_.directory, problems_);
-    }
-    if (!sound()) return;
+    const std::optional<Scenario> read_full = read_with({});
+    if (!read_full) return;
+    const Scenario& full = *read_full;
+    std::optional<Scenario> small = full;
+    if (ramp && ramp->below > 0) small = read_with(ramp->overrides);
+    if (!small) return;
     const std::int64_t batch = full.plan.global_batch_sequences;
     if (ramp && !possible(*ramp, batch)) return;
     for (const BatchRun& run :
          batches(stage_.amount, ramp ? std::optional(ramp->ramp) : std::nullopt, batch,
                  full.plan.sequence_length)) {
-      StageRun stage_run{ramp && run.batch < ramp->below ? small : full, run.steps};
+      StageRun stage_run{ramp && run.batch < ramp->below ? *small : full, run.steps};
       const std::string why = set_batch(stage_run.scenario, run.batch);
       if (!why.empty()) {
         problems_.add(ramp->node, why,
-                      "another increment, or below: {batch, changes: {plan: ...}}");
+                      "another increment, or below: {batch, set: [plan. ...]}");
         return;
       }
       stage_.runs.push_back(std::move(stage_run));

@@ -11,10 +11,10 @@
 //   stages: a list of
 //     name, kind: pre_training | context_extension | fine_tuning | distillation |
 //                 reinforcement_learning, source, assumptions (list of words)
-//     scenario: a file or a scenario; changes: a map like a scenario's, in place of its own values
+//     scenario: a file; set: overrides of it, [PATH=VALUE, ...] (none); sim/overrides.hpp
 //     one of tokens, steps and samples: {count, epochs (1), mean_tokens, packing (1)}
 //     ramp: {from, increment, tokens}: of the global batch up to the plan's, as batches() says;
-//           below: {batch, changes}: other changes of the scenario for batches below that one
+//           below: {batch, set}: more overrides for batches below that one
 //     evaluation: {every: steps, tokens}: forward passes only
 //   published: a list of {of: names of stages (all), quantity, value, aim, source, note (none)};
 //              quantity: gpu_hours | gpu_hours_per_trillion_tokens | cost_usd | days | step_time_s
@@ -128,11 +128,8 @@ struct Stage {
   StageKind kind{};
   std::string source;
   std::vector<std::string> assumptions;
-  Location at;  ///< of its scenario, for what is found later
-  std::string source_line;
-  Node tree;  ///< the scenario as it reads with its changes, from which others are made
-  std::string file;
-  std::string directory;
+  std::string scenario;  ///< its file
+  Overrides overrides;
   Amount amount;
   std::vector<StageRun> runs;
   std::optional<Evaluation> evaluation;

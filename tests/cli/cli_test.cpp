@@ -464,4 +464,49 @@ TEST_F(Cli, CalibrateSaysWhyThereIsNoGpu) {
   EXPECT_EQ(files(), 1u);
 }
 
+TEST_F(Cli, RunSaysHowSureItIs) {
+  const std::string mixtral = ORRERY_SOURCE_DIR "/scenarios/mixtral_8x7b_64_h100.yaml";
+  const Result r = orrery({"run", mixtral, "--uncertainty=20", "--json", path("r.json")});
+  EXPECT_EQ(r.status, 0) << r.err;
+  EXPECT_TRUE(contains(r.out, "How sure that is: 20 draws")) << r.out;
+  const json u = json::parse(slurp(path("r.json"))).at("uncertainty");
+  EXPECT_EQ(u.at("draws"), 20);
+  EXPECT_LT(u.at("step_time_s").at("p10"), u.at("step_time_s").at("p90"));
+  EXPECT_EQ(orrery({"run", mixtral, "--uncertainty=1"}).status, 2);
+}
+
+TEST_F(Cli, ReliabilityOfARun) {
+  const std::string failures = ORRERY_SOURCE_DIR "/scenarios/reliability/h800_2048.yaml";
+  const std::vector<std::string> ask = {"reliability", kV3, "--with", failures, "--time",
+                                        "50 days"};
+  Result r = orrery(ask);
+  EXPECT_EQ(r.status, 0) << r.err;
+  EXPECT_TRUE(contains(r.out, "2048 GPUs, 256 hosts; 50.0 days of training")) << r.out;
+  std::vector<std::string> as_json = ask;
+  as_json.insert(as_json.end(), {"--json", "-", "--trials", "50"});
+  r = orrery(as_json);
+  const json answer = json::parse(r.out);
+  EXPECT_EQ(answer.at("trials"), 50);
+  EXPECT_GT(answer.at("goodput").at("p10"), 0.5);
+  EXPECT_EQ(orrery(as_json).out, r.out);
+  // 14.8e12 tokens at the simulated rate: 2048 GPUs take 50 to 60 days (V3 report: less than two months).
+  r = orrery({"reliability", kV3, "--with", failures, "--tokens", "14.8e12", "--json", "-"});
+  EXPECT_NEAR(json::parse(r.out).at("useful_s").get<double>() / 86400, 50, 10);
+  // What is missing is said, all at once.
+  r = orrery({"reliability", kV3});
+  EXPECT_EQ(r.status, 2);
+  EXPECT_TRUE(contains(r.err, "does not say what fails")) << r.err;
+  EXPECT_TRUE(contains(r.err, "how long the run is, is not said")) << r.err;
+  EXPECT_EQ(orrery({"reliability"}).status, 2);
+  EXPECT_EQ(orrery({"reliability", kV3, "--with", failures, "--time", "50 GB"}).status, 2);
+}
+
+TEST_F(Cli, ReliabilityOfPublishedRuns) {
+  const std::string runs = ORRERY_SOURCE_DIR "/scenarios/reliability/published.yaml";
+  const Result r = orrery({"reliability", "--published=" + runs});
+  EXPECT_EQ(r.status, 0) << r.err;
+  EXPECT_TRUE(contains(r.out, "Llama 3 405B, 16384 H100, 54 days")) << r.out;
+  EXPECT_EQ(orrery({"reliability", "--published=" + kV3}).status, 2);
+}
+
 }  // namespace

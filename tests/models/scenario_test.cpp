@@ -66,6 +66,7 @@ void expect_equal(const Scenario& a, const Scenario& b) {
   EXPECT_TRUE(a.plan == b.plan);
   EXPECT_TRUE(a.stragglers == b.stragglers);
   EXPECT_TRUE(a.training == b.training);
+  EXPECT_TRUE(a.reliability == b.reliability);
 }
 
 TEST(Scenario, ShippedOnesReadBackToThemselves) {
@@ -141,6 +142,30 @@ TEST(Scenario, EveryFieldOfAPlanReadsBack) {
                        .weight_decay = 0,
                        .clip_norm = 0.5,
                        .adam_epsilon = 1e-15};
+  scenario.reliability = Reliability{
+      .name = "a \"cluster\"",
+      .gpus_per_node = 4,
+      .gpus_per_switch = 32,
+      .failures = {{.what = "GPUs: all",
+                    .of = FailingPart::gpu,
+                    .events = 17,
+                    .device_time_s = 1e9 / 3,
+                    .repair = RandomTime{100.0 / 3, 1000}},
+                   {.what = "slow",
+                    .of = FailingPart::host,
+                    .device_time_s = 1e7 / 7,
+                    .detection = {7.25, 7.25},
+                    .slowdown = 1.1,
+                    .source = "here"},
+                   {.what = "n", .of = FailingPart::nic, .device_time_s = 3},
+                   {.what = "s", .of = FailingPart::network_switch, .device_time_s = 4},
+                   {.what = "j", .of = FailingPart::job, .device_time_s = 5}},
+      .rate_spread = 0.3,
+      .restart = {600, 700.125},
+      .checkpoint = {1e9 / 3, 2e9 / 7, 1e12 / 9, 0.04, 1800.5},
+      .spare_hosts = 0,
+      .maintenance = Maintenance{86400.5, {3600, 4000}},
+      .source = "nowhere"};
   RouterDynamics router;
   router.steps = 7;
   router.sequences = 5;

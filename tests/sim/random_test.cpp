@@ -43,6 +43,11 @@ TEST(Random, HasTheMomentsOfItsDistributions) {
   Random random(42);
   expect_moments([&] { return random.uniform(); }, 0.5, 1.0 / 12);
   expect_moments([&] { return random.normal(); }, 0, 1);
+  // Fourth moments are larger than a normal's, hence more room than five standard errors of one.
+  expect_moments([&] { return random.exponential() / 2; }, 0.5, 0.25);
+  for (const double shape : {1.0, 2.5, 54.0, 4342.0}) {
+    expect_moments([&, shape] { return random.gamma(shape); }, shape, shape);
+  }
   for (const auto& [n, p] : {std::pair<std::int64_t, double>{10, 0.3},
                              {1000, 0.004},
                              {5000, 0.2},
@@ -54,6 +59,21 @@ TEST(Random, HasTheMomentsOfItsDistributions) {
         [&, count = n, share = p] { return static_cast<double>(random.binomial(count, share)); },
         trials * p, trials * p * (1 - p));
   }
+}
+
+// Of shape 1 it is the exponential, of shape 2 the sum of two: P(X > 2) = exp(-2) (1 + 2).
+TEST(Random, GammasOfWholeShapesHaveTheirTails) {
+  Random random(7);
+  constexpr int kDraws = 100000;
+  int one = 0;
+  int two = 0;
+  for (int i = 0; i < kDraws; ++i) {
+    one += random.gamma(1) > 2 ? 1 : 0;
+    two += random.gamma(2) > 2 ? 1 : 0;
+  }
+  const double tail = std::exp(-2.0);
+  EXPECT_NEAR(one / double{kDraws}, tail, 5 * std::sqrt(tail * (1 - tail) / kDraws));
+  EXPECT_NEAR(two / double{kDraws}, 3 * tail, 5 * std::sqrt(3 * tail * (1 - 3 * tail) / kDraws));
 }
 
 // Against the probabilities themselves, where draws are exact.
