@@ -883,7 +883,7 @@ Scenario read(const Node& document, const std::string& file, const Overrides& gi
     }
   }
   if (reader.has("reliability")) {
-    const Node node = inline_or_named(reader, "reliability", directory, problems);
+    const Node node = inline_or_named(reader, "reliability", problems);
     if (is_located(node)) scenario.reliability = read_reliability(node, problems);
   }
   if (reader.has("training")) {

@@ -37,7 +37,7 @@ std::string to_csv(const Budget& budget) {
         billed = effective;
         unit_price = fmt::format("{}", rent->usd_per_gpu_hour);
       } else {
-        billed = "0";
+        billed.assign(1, '0');
       }
     }
     const std::string hours = fmt::format("{}", stage.bill.gpu_hours);

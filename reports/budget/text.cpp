@@ -16,7 +16,7 @@ namespace {
 constexpr std::size_t kColumns = 100;
 
 std::string format_usd(double usd) {
-  return "$" + format_count(usd);
+  return fmt::format("${}", format_count(usd));
 }
 
 std::string format_energy(double kwh) {
@@ -141,11 +141,11 @@ std::string wrapped(const std::string& head, const std::string& text) {
   for (std::size_t begin = 0; begin < text.size();) {
     const std::size_t end = std::min(text.find(' ', begin), text.size());
     if (column + 1 + (end - begin) > kColumns && column > head.size()) {
-      out += "\n" + std::string(head.size(), ' ');
+      out += fmt::format("\n{:{}}", "", head.size());
       column = head.size();
     }
     if (end > begin) {
-      out += " " + text.substr(begin, end - begin);
+      out += fmt::format(" {}", text.substr(begin, end - begin));
       column += 1 + end - begin;
     }
     begin = end + 1;
@@ -157,7 +157,7 @@ std::string assumptions(const Budget& b) {
   const Recipe& r = b.recipe;
   std::string text;
   const auto add = [&](const std::string& of, const std::string& words) {
-    if (!words.empty()) text += wrapped("  " + of + ":", words);
+    if (!words.empty()) text += wrapped(fmt::format("  {}:", of), words);
   };
   if (r.money) {
     if (const auto* rent = std::get_if<Rent>(&r.money->kind)) {
