@@ -144,11 +144,10 @@ TEST(Budget, AStageIsItsStepsTimesTheSimulatedStep) {
   EXPECT_EQ(b.stages[0].tokens, 1000.0 * 32 * 4096);
 }
 
-TEST(Budget, ChangesReachTheScenario) {
-  const Recipe recipe =
-      recipe_of(one_stage("steps: 1, changes: {model: {layers: 16}, cluster: {name: half}, plan: "
-                          "{layout: {tp: 8, dp: 1}, "
-                          "sequence_length: 8192}}"));
+TEST(Budget, OverridesReachTheScenario) {
+  const Recipe recipe = recipe_of(one_stage(
+      "steps: 1, set: [model.layers=16, cluster.name=half, plan.layout.tp=8, plan.layout.dp=1, "
+      "plan.sequence_length=8192]"));
   const Scenario& s = recipe.stages[0].runs[0].scenario;
   EXPECT_EQ(s.model.layers, 16);
   EXPECT_EQ(s.model.hidden, 4096);  // as the file says
