@@ -25,6 +25,7 @@
 #include "kernels/device.hpp"
 #include "reports/compare.hpp"
 #include "reports/explain.hpp"
+#include "reports/generation.hpp"
 #include "reports/joined.hpp"
 #include "reports/json.hpp"
 #include "reports/network.hpp"
@@ -214,6 +215,17 @@ int validate_runs(Options& options) {
     return std::any_of(v.rows.begin(), v.rows.end(), missed);
   });
   return options.fail_above && any ? kMissedAim : 0;
+}
+
+int generate(const Options& options) {
+  const GenerationReport report = study_generation(read_generation(options.files[0]));
+  if (!options.quiet) {
+    for (const std::string& note : report.scenario.notes) fmt::print(stderr, "note: {}\n", note);
+    for (const std::string& text : report.warnings) fmt::print(stderr, "warning: {}\n", text);
+  }
+  if (!options.json.empty()) write_file(options.json, to_json(report));
+  if (options.json != "-") write_file("-", to_terminal(report));
+  return 0;
 }
 
 int ask_about_network(Options& options) {
@@ -598,6 +610,12 @@ int main_of(int argc, char** argv) {
   json(compare_verb);
   quiet(compare_verb);
 
+  CLI::App* generate_verb = app.add_subcommand(
+      "generate", "prefill, decode and rollouts of a serving plan (a scenario's generation section)");
+  scenario(generate_verb);
+  json(generate_verb);
+  quiet(generate_verb);
+
   CLI::App* validate_verb = app.add_subcommand("validate", "predicted against published");
   validate_verb->add_option("runs", options.files, "files (default: scenarios/runs/*.yaml)");
   json(validate_verb);
@@ -730,6 +748,7 @@ int main_of(int argc, char** argv) {
   if (*run_verb) return run(options);
   if (*explain_verb) return explain_scenario(options);
   if (*compare_verb) return compare_scenarios(options);
+  if (*generate_verb) return generate(options);
   if (*network_verb) return ask_about_network(options);
   if (*calibrate_verb) return calibrate_something(options);
   return validate_runs(options);

@@ -20,14 +20,17 @@ struct LengthDistribution {
   std::vector<Bin> bins;
 
   double mean() const;
+  double mean_square() const;
   std::int64_t longest() const { return bins.back().tokens; }
   friend bool operator==(const LengthDistribution&, const LengthDistribution&) = default;
 };
 LengthDistribution fixed_length(std::int64_t tokens);
-/// Log-normal with this mean and 95th percentile, cut off at `most` tokens (what is longer stops
-/// there), in `bins` bins of equal probability, each at its mean. Of the two distributions that have
-/// them the one that is less skewed. p95 must lie between mean and 3.86 mean, the most that a
-/// log-normal allows.
+/// The largest 95th percentile over the mean that a log-normal distribution has: exp(1.645^2 / 2).
+inline constexpr double kMostSkewed = 3.868;
+
+/// Log-normal with this mean and 95th percentile (mean <= p95 <= kMostSkewed mean; of the two
+/// distributions that have them the less skewed one), cut off at `most` tokens, where what is
+/// longer stops. In `bins` bins of equal probability, each at its mean.
 LengthDistribution log_normal_length(double mean, double p95, std::int64_t most, int bins = 200);
 
 struct RolloutWork {
@@ -35,9 +38,9 @@ struct RolloutWork {
   std::int64_t outputs_per_prompt = 1;
   std::int64_t prompt_tokens = 0;
   LengthDistribution output;
-  bool share_prompts = true;  ///< a prompt is prefilled once for all its outputs
+  bool share_prompts = true;            ///< a prompt is prefilled once for all its outputs
   std::int64_t prefill_tokens = 16384;  ///< new tokens of a replica in one prefill step
-  std::int64_t most_sequences = 0;  ///< of a replica at once; 0: what fits its memory
+  std::int64_t most_sequences = 0;      ///< of a replica at once; 0: what fits its memory
 
   std::int64_t sequences() const { return prompts * outputs_per_prompt; }
 };
@@ -56,9 +59,11 @@ struct RolloutEstimate {
 };
 
 /// Expected course of a rollout on `instances` copies of an instance (each plan.gpus() GPUs), which
-/// take prompts as slots become free. A renewal equation over the age of sequences: how many start
-/// in each interval follows from how many end, without drawing any. An instance's replicas step
-/// together, so a step lasts as long as the one with the most sequences needs; they are alike.
+/// take prompts as slots become free and prefill them in between. A renewal equation over the age
+/// of sequences, without drawing any: those that start in an interval are those that end in it, as
+/// long as there are some left; a sequence's end follows from when it started. All replicas are
+/// taken to have the mean number of sequences. Throws std::runtime_error where the memory holds no
+/// sequence.
 RolloutEstimate estimate_rollout(const Instance& instance, std::int64_t instances,
                                  const RolloutWork& work);
 

@@ -820,13 +820,12 @@ std::shared_ptr<const Fabric> read_clusters_fabric(MapReader& reader, const Node
   return cluster_ok ? read_fabric_of(cluster, named, document, problems) : nullptr;
 }
 
-Scenario read(const Node& root, const std::string& file, const fs::path& directory,
-              Problems& problems) {
-  Scenario scenario;
-  scenario.file = file;
-  if (!is_located(root)) return scenario;  // and the problem is known
-  MapReader reader(root, problems, "the scenario");
-  if (root.kind() != Node::Kind::map) return scenario;
+}  // namespace
+
+IntactParts read_parts(MapReader& reader, const std::string& folder, Scenario& scenario) {
+  Problems& problems = reader.problems();
+  const fs::path directory(folder);
+  IntactParts parts;
   scenario.name = reader.text("name");
   scenario.seed = static_cast<std::uint64_t>(
       reader.integer_or("seed", 0, 0, std::numeric_limits<std::int64_t>::max()));
@@ -837,22 +836,37 @@ Scenario read(const Node& root, const std::string& file, const fs::path& directo
   std::size_t before = problems.size();
   const Node model = inline_or_named(reader, "model", directory, problems);
   if (is_located(model)) scenario.model = read_model(model, problems, &scenario.notes);
-  const bool model_ok = intact(before, model);
+  parts.model = intact(before, model);
 
   before = problems.size();
   const Node cluster = inline_or_named(reader, "cluster", directory, problems);
   if (is_located(cluster)) scenario.cluster = read_cluster(cluster, problems);
-  const bool cluster_ok = intact(before, cluster);
+  parts.cluster = intact(before, cluster);
 
   before = problems.size();
   scenario.profile = read_device_profile(reader, cluster, scenario.cluster, directory, problems);
-  const bool device_ok = problems.size() == before && !scenario.profile.file.empty();
+  parts.device = problems.size() == before && !scenario.profile.file.empty();
   scenario.fabric =
-      read_clusters_fabric(reader, cluster, cluster_ok, scenario.cluster, directory, problems);
+      read_clusters_fabric(reader, cluster, parts.cluster, scenario.cluster, directory, problems);
+  return parts;
+}
 
-  scenario.plan = PlanReader(reader.require("plan"), model_ok ? &scenario.model : nullptr,
-                             cluster_ok ? &scenario.cluster : nullptr,
-                             device_ok ? &scenario.profile.device : nullptr, directory, problems,
+namespace {
+
+Scenario read(const Node& root, const std::string& file, const fs::path& directory,
+              Problems& problems) {
+  Scenario scenario;
+  scenario.file = file;
+  if (!is_located(root)) return scenario;  // and the problem is known
+  MapReader reader(root, problems, "the scenario");
+  if (root.kind() != Node::Kind::map) return scenario;
+  const IntactParts intact = read_parts(reader, directory.string(), scenario);
+  if (intact.model && scenario.model.attention.mla && scenario.model.attention.mla->indexer) {
+    scenario.notes.emplace_back("a training step has full attention in the place of sparse attention");
+  }
+  scenario.plan = PlanReader(reader.require("plan"), intact.model ? &scenario.model : nullptr,
+                             intact.cluster ? &scenario.cluster : nullptr,
+                             intact.device ? &scenario.profile.device : nullptr, directory, problems,
                              scenario.notes)
                       .read();
   const Node stragglers = reader.at("stragglers");
@@ -866,6 +880,7 @@ Scenario read(const Node& root, const std::string& file, const fs::path& directo
   if (reader.has("training")) {
     scenario.training = read_training(reader.at("training"), directory, problems);
   }
+  reader.allow("generation");
   reader.finish();
   return scenario;
 }

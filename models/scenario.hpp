@@ -25,6 +25,7 @@
 //              models/routing.hpp and models/router.hpp say what each is
 //   stragglers: [{gpu | node | share, slowdown}, {sigma}] (none); models/stragglers.hpp
 //   training: of a step that is executed (defaults); models/training.hpp
+//   generation: of `orrery generate`; models/generation_scenario.hpp
 
 #include <cstdint>
 #include <memory>
@@ -55,6 +56,17 @@ struct Scenario {
   std::uint64_t seed = 0;          ///< of routing and stragglers
   std::vector<std::string> notes;  ///< of readers: what was assumed or ignored
 };
+
+/// What of a scenario's parts was read without problems, so that checks can rely on it.
+struct IntactParts {
+  bool model = false;
+  bool cluster = false;
+  bool device = false;
+};
+
+/// Reads what every kind of scenario names, the keys name, seed, model, cluster, profile and fabric,
+/// into `scenario`; paths are relative to `directory`.
+IntactParts read_parts(MapReader& reader, const std::string& directory, Scenario& scenario);
 
 /// Reads and checks a scenario file and everything it names. All problems of all files are reported
 /// together (InputError): unknown, duplicate and missing keys, wrong units, and impossible
