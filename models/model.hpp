@@ -30,7 +30,7 @@ struct Mla {
   std::int64_t v_head_dim = 0;
   /// Generation uses it; a training step is modelled with full attention, and counts of parameters
   /// are without it (count_indexer).
-  std::optional<Indexer> indexer;
+  std::optional<Indexer> indexer{};
 
   friend bool operator==(const Mla&, const Mla&) = default;
 };

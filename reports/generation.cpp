@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "reports/json.hpp"
 #include "reports/json_object.hpp"
 #include "reports/terminal.hpp"
 
