@@ -11,6 +11,7 @@
 
 #include "models/generation_layer.hpp"
 #include "sim/check.hpp"
+#include "sim/gpu_share.hpp"
 #include "sim/kernel_prices.hpp"
 #include "sim/timeline.hpp"
 
@@ -243,7 +244,10 @@ Program generation_program(const Instance& instance, const GenerationStep& step)
 StepCost step_cost(const Instance& instance, const GenerationStep& step) {
   const Program program = generation_program(instance, step);
   const PriceList list = price_all(program, instance.profile, instance.cluster);
-  const Timeline timeline = sweep(program, list);
+  // Exchanges beside computation take memory bandwidth from it.
+  const IdVector<ShapeId, GpuShare> shares =
+      gpu_shares(program, list, instance.profile, instance.cluster);
+  const Timeline timeline = simulate(program, list, {.shares = &shares});
   const Device& device = instance.profile.device;
   StepCost cost;
   cost.seconds = seconds(timeline.makespan_ps());
@@ -253,7 +257,7 @@ StepCost step_cost(const Instance& instance, const GenerationStep& step) {
   for (OpId op; op.value < program.size(); ++op.value) {
     const Price& price = list.prices[program.shape(op)];
     const Shape& shape = program.shapes()[program.shape(op)];
-    const double s = seconds(price.time_ps);
+    const double s = seconds(timeline.end_ps[op] - timeline.start_ps[op]);
     spread_s += price.spread * s;
     priced_s += s;
     const StreamKind stream = kind_of(program.streams_of(op)[0]);

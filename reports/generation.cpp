@@ -266,7 +266,9 @@ std::string to_terminal(const GenerationReport& report) {
     std::vector<std::vector<std::string>> rows{{"context", "prefill", "decode"}};
     if (per_hour > 0) rows[0] = {"context", "prefill", "$/M", "decode", "$/M"};
     for (const ContextCost& c : report.contexts) {
-      const auto cell = [](double s) { return s > 0 ? format_seconds(s) : std::string("-"); };
+      const auto cell = [](double time) {
+        return time > 0 ? format_seconds(time) : std::string("-");
+      };
       std::vector<std::string> row{fmt::format("{}", c.context), cell(c.prefill_s_per_token)};
       if (per_hour > 0) row.push_back(fmt::format("{:.4f}", c.prefill_dollars_per_million));
       row.push_back(cell(c.decode_s_per_token));

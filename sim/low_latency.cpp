@@ -55,6 +55,7 @@ LowLatencyTable read_low_latency_table(const Node& node, Problems& problems) {
   table.id = map.text("id");
   table.source = map.text("source");
   table.spread = map.number("spread", 0, 1);
+  table.near_spread = map.number("near_spread", 0, 1);
   table.dispatch = read_cost(map.require("dispatch"), "low_latency_exchange.dispatch", problems);
   table.combine = read_cost(map.require("combine"), "low_latency_exchange.combine", problems);
   const Node tokens = map.require("tokens");
@@ -91,7 +92,7 @@ Price price_low_latency(const ExpertExchange& exchange, const Profile& profile,
   const bool outside = exchange.tokens < table.tokens[0] || exchange.tokens > table.tokens[1];
   return {.time_ps = from_seconds(low_latency_s(cost, bytes, nvlink, nic)),
           .source = PriceSource::derived,
-          .spread = table.spread * (outside ? 2 : 1),
+          .spread = (remote ? table.spread : table.near_spread) * (outside ? 2 : 1),
           .extrapolated = outside,
           .note = table.id};
 }

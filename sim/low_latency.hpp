@@ -26,7 +26,8 @@ struct LowLatencyCost {
 struct LowLatencyTable {
   std::string id;  ///< empty: the profile has no table
   std::string source;
-  double spread = 0;  ///< held-out relative error
+  double spread = 0;       ///< held-out relative error across nodes
+  double near_spread = 0;  ///< and inside one
   LowLatencyCost dispatch;
   LowLatencyCost combine;
   std::vector<std::int64_t> tokens;  ///< lowest and highest behind the costs

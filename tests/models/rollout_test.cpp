@@ -185,8 +185,8 @@ INSTANTIATE_TEST_SUITE_P(
              log_normal_length(600, 1500, 4000), 0.06},
         Case{"many for few slots", 1, 2, 500, 4, 32, log_normal_length(300, 700, 2000), 0.04},
         Case{"hardly more than slots", 2, 1, 75, 2, 60, log_normal_length(400, 900, 2000), 0.06}),
-    [](const testing::TestParamInfo<Case>& info) {
-      std::string name = info.param.name;
+    [](const testing::TestParamInfo<Case>& each) {
+      std::string name = each.param.name;
       std::replace_if(
           name.begin(), name.end(),
           [](char c) { return !std::isalnum(static_cast<unsigned char>(c)); }, '_');

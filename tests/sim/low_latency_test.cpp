@@ -85,13 +85,13 @@ TEST(LowLatency, WithoutATableTakesLinkRates) {
 TEST(LowLatency, BrokenTablesAreExplained) {
   Problems problems;
   const Node node = read_document_text(
-      "id: x\nsource: me\nspread: 0.1\ntokens: [5, 1]\n"
+      "id: x\nsource: me\nspread: 0.1\nnear_spread: 0.1\ntokens: [5, 1]\n"
       "dispatch: {latency: 1 us, kernel_bandwidth: 1 GB/s, remote_latency: 1 us, nic_share: 1}\n"
       "combine: {latency: 1 GB, kernel_bandwidth: 1 GB/s, remote_latency: 1 us, nic_shaer: 1}\n",
       "t.yaml", problems);
   read_low_latency_table(node, problems);
   const std::string said = format_problems(problems.list());
-  EXPECT_NE(said.find("t.yaml:4:9: error: expected [lowest, highest]"), std::string::npos) << said;
+  EXPECT_NE(said.find("t.yaml:5:9: error: expected [lowest, highest]"), std::string::npos) << said;
   EXPECT_NE(said.find("unknown key 'nic_shaer' in low_latency_exchange.combine"), std::string::npos)
       << said;
   EXPECT_EQ(problems.size(), 4u) << said;  // and the wrong unit, and no nic_share
