@@ -26,6 +26,7 @@
 #include "reports/budget/budget.hpp"
 #include "reports/compare.hpp"
 #include "reports/explain.hpp"
+#include "reports/generation.hpp"
 #include "reports/goodput.hpp"
 #include "reports/goodput_runs.hpp"
 #include "reports/joined.hpp"
@@ -296,6 +297,17 @@ int ask_about_goodput(Options& options) {
   const Goodput answer = ask_goodput(options.goodput);
   if (!options.json.empty()) write_file(options.json, to_json(answer));
   if (options.json != "-") write_file("-", to_terminal(answer));
+  return 0;
+}
+
+int generate(const Options& options) {
+  const GenerationReport report = study_generation(read_generation(options.files[0]));
+  if (!options.quiet) {
+    for (const std::string& note : report.scenario.notes) fmt::print(stderr, "note: {}\n", note);
+    for (const std::string& text : report.warnings) fmt::print(stderr, "warning: {}\n", text);
+  }
+  if (!options.json.empty()) write_file(options.json, to_json(report));
+  if (options.json != "-") write_file("-", to_terminal(report));
   return 0;
 }
 
@@ -706,6 +718,12 @@ int main_of(int argc, char** argv) {
   json(compare_verb);
   quiet(compare_verb);
 
+  CLI::App* generate_verb = app.add_subcommand(
+      "generate", "prefill, decode and rollouts of a serving plan (a scenario's generation section)");
+  scenario(generate_verb);
+  json(generate_verb);
+  quiet(generate_verb);
+
   CLI::App* validate_verb = app.add_subcommand("validate", "predicted against published");
   validate_verb->add_option("runs", options.files, "files (default: scenarios/runs/*.yaml)");
   set(validate_verb, "what if, in every scenario that the runs name: plan.recompute=none");
@@ -884,6 +902,7 @@ int main_of(int argc, char** argv) {
   if (*compare_verb) return compare_scenarios(options);
   if (*budget_verb) return budget_recipe(options);
   if (*reliability_verb) return ask_about_goodput(options);
+  if (*generate_verb) return generate(options);
   if (*network_verb) return ask_about_network(options);
   if (*calibrate_verb) return calibrate_something(options);
   return validate_runs(options);

@@ -160,6 +160,21 @@ std::string nearest_that_fits(const Stage& stage, const Plan& plan) {
 
 // --- sums ----------------------------------------------------------------------------------------
 
+RolloutBudget rollouts_of(const Rollouts& rollouts, std::int64_t steps, const Scenario& scenario) {
+  RolloutBudget budget;
+  budget.rollouts = (steps + rollouts.steps - 1) / rollouts.steps;
+  budget.one = estimate_rollout(rollouts.instance, rollouts.instances, rollouts.work);
+  budget.tokens = rollouts.tokens();
+  const auto count = static_cast<double>(budget.rollouts);
+  budget.generation_s = count * budget.one.seconds;
+  if (rollouts.reference_passes > 0) {
+    budget.reference_s = count * static_cast<double>(rollouts.reference_passes) *
+                         forward_s(scenario, budget.tokens / rollouts.packing);
+  }
+  budget.switch_s = count * rollouts.switch_s;
+  return budget;
+}
+
 StageBudget budget_of(const Recipe& recipe, const Stage& stage, const StepOutcome* outcomes) {
   StageBudget budget{.name = stage.name, .kind = stage.kind};
   for (std::size_t i = 0; i < stage.runs.size(); ++i) {
@@ -189,7 +204,9 @@ StageBudget budget_of(const Recipe& recipe, const Stage& stage, const StepOutcom
     budget.evaluation_s = per_step_evaluations(stage, budget.steps) *
                           forward_s(last, static_cast<double>(stage.evaluation->tokens));
   }
-  const double useful_s = budget.training_s + budget.evaluation_s;
+  if (stage.rollouts) budget.rollouts = rollouts_of(*stage.rollouts, budget.steps, last);
+  const double useful_s = budget.training_s + budget.evaluation_s +
+                          (budget.rollouts ? budget.rollouts->sum() : 0.0);
   budget.lost_s = useful_s / recipe.goodput.factor - useful_s;
   budget.bill = bill_of(recipe, useful_s + budget.lost_s, budget.gpus, last.cluster.gpus_per_node);
   return budget;

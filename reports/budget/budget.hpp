@@ -32,6 +32,18 @@ struct Bill {
   double cost_usd = 0;    ///< 0 where the recipe gives no money
 };
 
+/// The rest of reinforcement learning's time.
+struct RolloutBudget {
+  std::int64_t rollouts = 0;
+  RolloutEstimate one;      ///< of them
+  double tokens = 0;        ///< of one, prompts included
+  double generation_s = 0;  ///< of all
+  double reference_s = 0;
+  double switch_s = 0;
+
+  double sum() const { return generation_s + reference_s + switch_s; }
+};
+
 struct StageBudget {
   std::string name;
   StageKind kind{};
@@ -43,6 +55,7 @@ struct StageBudget {
   std::vector<PricedRun> runs;
   double training_s = 0;    ///< forward, backward and optimizer of all steps
   double evaluation_s = 0;  ///< forward passes only
+  std::optional<RolloutBudget> rollouts;
   double lost_s = 0;        ///< wall time beyond those: what goodput leaves out
   Bill bill;
   double peak_bytes = 0;  ///< the largest of all runs

@@ -27,6 +27,19 @@ void write_stage(JsonWriter& writer, const Budget& budget, const StageBudget& st
   write_bill(o, budget, stage.bill);
   o("training_s", stage.training_s);
   o("evaluation_s", stage.evaluation_s);
+  if (stage.rollouts) {
+    const RolloutBudget& rollouts = *stage.rollouts;
+    JsonObject r(o.name("rollouts"));
+    r("count", rollouts.rollouts);
+    r("tokens", rollouts.tokens);
+    r("output_tokens", rollouts.one.output_tokens);
+    r("seconds", rollouts.one.seconds);
+    r("tail_s", rollouts.one.tail_s);
+    r("tokens_per_gpu_s", rollouts.one.tokens_per_gpu_s());
+    r("generation_s", rollouts.generation_s);
+    r("reference_s", rollouts.reference_s);
+    r("switch_s", rollouts.switch_s);
+  }
   o("lost_s", stage.lost_s);
   o.array("runs", stage.runs, [&](const PricedRun& run) {
     JsonObject r(writer);

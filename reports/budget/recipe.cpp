@@ -266,6 +266,17 @@ class StageReader {
     if (reader_.has("evaluation")) {
       stage_.evaluation = read_evaluation(reader_.at("evaluation"), problems_);
     }
+    const bool learns = stage_.kind == StageKind::reinforcement_learning;
+    if (learns != reader_.has("rollout")) {
+      problems_.add(reader_.node(), learns ? "reinforcement_learning needs a rollout"
+                                           : "a rollout belongs to reinforcement_learning");
+    }
+    if (reader_.has("rollout")) {
+      read_rollout(reader_.at("rollout"));
+      if (!std::holds_alternative<StepCount>(stage_.amount)) {
+        problems_.add(reader_.node(), "a stage with a rollout is counted in steps");
+      }
+    }
     std::optional<ReadRamp> ramp;
     if (reader_.has("ramp")) ramp = read_ramp(reader_.at("ramp"), problems_);
     if (reader_.has("set")) stage_.overrides = read_overrides(reader_.at("set"), problems_);
@@ -276,16 +287,64 @@ class StageReader {
   }
 
  private:
-  void read_base() {
-    const std::string named = reader_.text("scenario");
-    if (named.empty()) return;
+  void read_base() { stage_.scenario = read_path(reader_, "scenario"); }
+
+  /// Empty, and a problem, where there is no such file.
+  std::string read_path(MapReader& reader, std::string_view key) {
+    const std::string named = reader.text(key);
+    if (named.empty()) return "";
     const fs::path path = (fs::path(recipe_).parent_path() / named).lexically_normal();
-    stage_.scenario = path.string();
     std::error_code ignored;
-    if (!fs::is_regular_file(path, ignored)) {
-      problems_.add(reader_.at("scenario"),
-                    fmt::format("there is no scenario file '{}'", stage_.scenario));
+    if (fs::is_regular_file(path, ignored)) return path.string();
+    problems_.add(reader.at(key), fmt::format("there is no {} file '{}'", key, path.string()));
+    return "";
+  }
+
+  void read_rollout(const Node& node) {
+    MapReader reader(node, problems_, "rollout");
+    Rollouts rollouts;
+    const std::string file = read_path(reader, "generation");
+    Overrides overrides;
+    if (reader.has("set")) overrides = read_overrides(reader.at("set"), problems_);
+    rollouts.steps = reader.integer("steps", 1, kMaxSteps);
+    rollouts.packing = reader.quantity_or("packing", 1, Dimension::scalar);
+    if (rollouts.packing > 1) {
+      problems_.add(reader.at("packing"),
+                    "packing is the share of a sequence that samples fill, at most 1");
     }
+    rollouts.reference_passes = reader.integer_or("reference", 1, 0, 100);
+    rollouts.switch_s = reader.quantity_or("switch", 0, Dimension::seconds);
+    reader.finish();
+    if (file.empty()) return;
+    try {
+      GenerationScenario generation = read_generation(file, overrides);
+      if (!generation.rollout) {
+        problems_.add(reader.at("generation"), fmt::format("'{}' has no rollout", file));
+        return;
+      }
+      rollouts.instance = std::move(generation.instance);
+      rollouts.instances = generation.rollout_instances;
+      rollouts.work = *generation.rollout;
+      stage_.rollouts = std::move(rollouts);
+    } catch (const InputError& error) {
+      for (const Problem& problem : error.problems()) problems_.add(problem);
+    }
+  }
+
+  /// The smallest batch that holds a step's outputs and that the plan can run.
+  std::int64_t batch_of_rollout(Scenario scenario) {
+    const Rollouts& r = *stage_.rollouts;
+    const Plan& plan = scenario.plan;
+    const std::int64_t unit = plan.micro_batch_sequences * plan.parallelism.dp;
+    const double sequences = r.tokens() / static_cast<double>(r.steps) / r.packing /
+                             static_cast<double>(plan.sequence_length);
+    const auto least = std::max<std::int64_t>(
+        1, static_cast<std::int64_t>(std::ceil(sequences / static_cast<double>(unit))));
+    constexpr std::int64_t kTried = 4096;  // more than any schedule needs beyond what is there
+    for (std::int64_t count = least; count < least + kTried; ++count) {
+      if (set_batch(scenario, count * unit).empty()) return count * unit;
+    }
+    return plan.global_batch_sequences;
   }
 
   /// The stage's scenario with more overrides; none, and all its problems, if it cannot be read.
@@ -301,8 +360,12 @@ class StageReader {
   }
 
   void fill_runs(const std::optional<ReadRamp>& ramp) {
-    const std::optional<Scenario> read_full = read_with({});
+    std::optional<Scenario> read_full = read_with({});
     if (!read_full) return;
+    if (stage_.rollouts) {
+      if (!fits_the_gpus(*read_full)) return;
+      set_batch(*read_full, batch_of_rollout(*read_full));
+    }
     const Scenario& full = *read_full;
     std::optional<Scenario> small = full;
     if (ramp && ramp->below > 0) small = read_with(ramp->overrides);
@@ -324,6 +387,18 @@ class StageReader {
   }
 
   bool sound() const { return problems_.size() == before_; }
+
+  /// Rollouts and training take turns on the same GPUs.
+  bool fits_the_gpus(const Scenario& scenario) {
+    const std::int64_t generating = stage_.rollouts->instances * stage_.rollouts->instance.plan.gpus();
+    const std::int64_t training = scenario.plan.parallelism.world();
+    if (generating == training) return true;
+    problems_.add(reader_.at("rollout"),
+                  fmt::format("{} GPUs generate, but {} train: they take turns on the same ones",
+                              generating, training),
+                  "generation.rollout.instances says how many generate");
+    return false;
+  }
 
   bool possible(const ReadRamp& ramp, std::int64_t batch) {
     if (ramp.ramp.from >= batch) {

@@ -16,6 +16,10 @@
 //     ramp: {from, increment, tokens}: of the global batch up to the plan's, as batches() says;
 //           below: {batch, set}: more overrides for batches below that one
 //     evaluation: {every: steps, tokens}: forward passes only
+//     rollout: {generation: a file (models/generation_scenario.hpp) with a rollout, set (none),
+//               steps: that train on one rollout, packing (1), reference: forward passes over all
+//               tokens (1, of the reference policy), switch: time between the two (0)}; the batch
+//               then follows from the tokens of a step, and its samples from the rollout
 //   published: a list of {of: names of stages (all), quantity, value, aim, source, note (none)};
 //              quantity: gpu_hours | gpu_hours_per_trillion_tokens | cost_usd | days | step_time_s
 //
@@ -27,6 +31,7 @@
 #include <variant>
 #include <vector>
 
+#include "models/generation_scenario.hpp"
 #include "models/scenario.hpp"
 #include "sim/config.hpp"
 
@@ -112,6 +117,22 @@ struct BatchRun {
 std::vector<BatchRun> batches(const Amount& amount, const std::optional<Ramp>& ramp,
                               std::int64_t batch, std::int64_t sequence_length);
 
+/// Outputs that are generated, judged and trained on, in turns on the same GPUs.
+struct Rollouts {
+  Instance instance;
+  std::int64_t instances = 0;
+  RolloutWork work;
+  std::int64_t steps = 1;            ///< of training, on the outputs of one rollout
+  double packing = 1;                ///< as SampleSet's
+  std::int64_t reference_passes = 1; ///< forward, over all tokens
+  double switch_s = 0;               ///< from generating to training and back
+
+  double tokens() const {  ///< of a rollout, prompts included
+    return static_cast<double>(work.sequences()) *
+           (static_cast<double>(work.prompt_tokens) + work.output.mean());
+  }
+};
+
 struct Evaluation {
   std::int64_t every_steps = 0;
   std::int64_t tokens = 0;  ///< each time
@@ -133,6 +154,7 @@ struct Stage {
   Amount amount;
   std::vector<StageRun> runs;
   std::optional<Evaluation> evaluation;
+  std::optional<Rollouts> rollouts;
 };
 
 enum class Quantity : std::uint8_t {

@@ -44,6 +44,25 @@ std::string format_of(Quantity quantity, double value) {
   return format_count(value);
 }
 
+/// `text` in lines of kColumns, the first after `head`, the others indented by as much as it.
+std::string wrapped(const std::string& head, const std::string& text) {
+  std::string out = head;
+  std::size_t column = head.size();
+  for (std::size_t begin = 0; begin < text.size();) {
+    const std::size_t end = std::min(text.find(' ', begin), text.size());
+    if (column + 1 + (end - begin) > kColumns && column > head.size()) {
+      out += fmt::format("\n{:{}}", "", head.size());
+      column = head.size();
+    }
+    if (end > begin) {
+      out += fmt::format(" {}", text.substr(begin, end - begin));
+      column += 1 + end - begin;
+    }
+    begin = end + 1;
+  }
+  return out + "\n";
+}
+
 using Rows = std::vector<std::vector<std::string>>;
 
 std::string stages_table(const Budget& b) {
@@ -102,6 +121,20 @@ std::string parts(const Budget& b) {
                       format_seconds(last.step_s), 100 * (ramp_s / (ramp_sequences * full_s) - 1)));
     }
     const double wall_s = stage.bill.wall_s;
+    if (stage.rollouts) {
+      const RolloutBudget& r = *stage.rollouts;
+      const auto each = [&](double all_s) {
+        return format_seconds(all_s / static_cast<double>(r.rollouts));
+      };
+      words.push_back(fmt::format(
+          "{} rollouts of {} output tokens, each {}: generation {} ({} of it the last outputs' tail), "
+          "reference {}, training {}, switching {}",
+          r.rollouts, format_count(r.one.output_tokens), each(stage.training_s + r.sum()),
+          each(r.generation_s), format_seconds(r.one.tail_s), each(r.reference_s),
+          each(stage.training_s), each(r.switch_s)));
+      words.push_back(fmt::format("generation gives {:.0f} tokens/s a GPU",
+                                  r.one.tokens_per_gpu_s()));
+    }
     if (stage.evaluation_s > 0) {
       words.push_back(
           fmt::format("evaluation takes {:.2f} % of it", 100 * stage.evaluation_s / wall_s));
@@ -111,7 +144,7 @@ std::string parts(const Budget& b) {
           fmt::format("failures and restarts take {:.1f} %", 100 * stage.lost_s / wall_s));
     }
     for (const std::string& word : words) {
-      text += fmt::format("  {}: {}\n", stage.name, word);
+      text += wrapped(fmt::format("  {}:", stage.name), word);
     }
   }
   return text.empty() ? "" : "Where the time goes\n" + text + "\n";
@@ -132,25 +165,6 @@ std::string published_table(const Budget& b) {
   }
   return "Against what is published\n" + format_table(rows, "llrrrrll", "  ") +
          fmt::format("  {} of {} within their aim\n\n", met, rows.size() - 1);
-}
-
-/// `text` in lines of kColumns, the first after `head`, the others indented by as much as it.
-std::string wrapped(const std::string& head, const std::string& text) {
-  std::string out = head;
-  std::size_t column = head.size();
-  for (std::size_t begin = 0; begin < text.size();) {
-    const std::size_t end = std::min(text.find(' ', begin), text.size());
-    if (column + 1 + (end - begin) > kColumns && column > head.size()) {
-      out += fmt::format("\n{:{}}", "", head.size());
-      column = head.size();
-    }
-    if (end > begin) {
-      out += fmt::format(" {}", text.substr(begin, end - begin));
-      column += 1 + end - begin;
-    }
-    begin = end + 1;
-  }
-  return out + "\n";
 }
 
 std::string assumptions(const Budget& b) {
