@@ -301,7 +301,7 @@ int ask_about_goodput(Options& options) {
 }
 
 int generate(const Options& options) {
-  const GenerationReport report = study_generation(read_generation(options.files[0]));
+  const GenerationReport report = study_generation(read_generation(options.files[0], overrides(options)));
   if (!options.quiet) {
     for (const std::string& note : report.scenario.notes) fmt::print(stderr, "note: {}\n", note);
     for (const std::string& text : report.warnings) fmt::print(stderr, "warning: {}\n", text);
