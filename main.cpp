@@ -56,6 +56,7 @@ struct Options {
   std::string what_ifs;  ///< a file of them
   std::string json;  // empty: none; "-": standard output
   std::string csv;   // likewise
+  BudgetOptions budget;
   bool quiet = false;
   std::string trace;
   std::vector<std::uint32_t> trace_ranks;
@@ -272,7 +273,7 @@ int budget_recipe(const Options& options) {
   if (options.json == "-" && options.csv == "-") {
     reject("--json and --csv cannot both go to standard output");
   }
-  const Budget budget = make_budget(read_recipe(options.files[0]));
+  const Budget budget = make_budget(read_recipe(options.files[0]), options.budget);
   for (const std::string& note : budget.recipe.notes) {
     if (!options.quiet) fmt::print(stderr, "note: {}\n", note);
   }
@@ -746,6 +747,8 @@ int main_of(int argc, char** argv) {
   json(budget_verb);
   budget_verb->add_option("--csv", options.csv,
                           "write stages as CSV to this file, - for standard output");
+  budget_verb->add_flag("--uncertainty", options.budget.uncertainty,
+                        "carry the prices' errors through a step of each stage");
   budget_verb->add_flag("--fail-above", options.fail_above, "exit 3 if an aim is missed");
   quiet(budget_verb);
 

@@ -6,7 +6,9 @@
 #include <map>
 #include <stdexcept>
 
+#include "reports/goodput.hpp"
 #include "reports/study.hpp"
+#include "reports/uncertainty.hpp"
 #include "sim/units.hpp"
 
 namespace orrery {
@@ -175,7 +177,26 @@ RolloutBudget rollouts_of(const Rollouts& rollouts, std::int64_t steps, const Sc
   return budget;
 }
 
-StageBudget budget_of(const Recipe& recipe, const Stage& stage, const StepOutcome* outcomes) {
+/// Draws of the time of a stage over its useful time as simulated: step times, and failures.
+struct Draws {
+  std::vector<double> step_factors;  ///< empty: not drawn
+  std::vector<double> goodputs;      ///< likewise
+};
+
+/// Every step time with every goodput: they are independent.
+Interval gpu_hours_of(const Draws& draws, double useful_gpu_hours) {
+  const std::vector<double> one{1.0};
+  std::vector<double> hours;
+  for (const double factor : draws.step_factors.empty() ? one : draws.step_factors) {
+    for (const double goodput : draws.goodputs.empty() ? one : draws.goodputs) {
+      hours.push_back(useful_gpu_hours * factor / goodput);
+    }
+  }
+  return interval_of(std::move(hours));
+}
+
+StageBudget budget_of(const Recipe& recipe, const Stage& stage, const StepOutcome* outcomes,
+                      const BudgetOptions& options) {
   StageBudget budget{.name = stage.name, .kind = stage.kind};
   for (std::size_t i = 0; i < stage.runs.size(); ++i) {
     const StageRun& run = stage.runs[i];
@@ -205,9 +226,24 @@ StageBudget budget_of(const Recipe& recipe, const Stage& stage, const StepOutcom
                           forward_s(last, static_cast<double>(stage.evaluation->tokens));
   }
   if (stage.rollouts) budget.rollouts = rollouts_of(*stage.rollouts, budget.steps, last);
-  const double useful_s = budget.training_s + budget.evaluation_s +
-                          (budget.rollouts ? budget.rollouts->sum() : 0.0);
-  budget.lost_s = useful_s / recipe.goodput.factor - useful_s;
+  const double useful_s =
+      budget.training_s + budget.evaluation_s + (budget.rollouts ? budget.rollouts->sum() : 0.0);
+  Draws draws;
+  double factor = recipe.goodput.factor;
+  if (recipe.reliability) {
+    Goodput failing = goodput(*recipe.reliability, job_of(last, *recipe.reliability), useful_s,
+                              {.trials = options.trials, .seed = last.seed});
+    budget.goodput = failing.goodput;
+    factor = failing.goodput.p50;
+    draws.goodputs = std::move(failing.goodputs);
+  }
+  if (options.uncertainty) draws.step_factors = uncertainty(study_step(last)).factors;
+  budget.lost_s = useful_s / factor - useful_s;
+  if (!draws.step_factors.empty() || !draws.goodputs.empty()) {
+    const double stated = recipe.reliability ? 1 : factor;
+    budget.gpu_hours =
+        gpu_hours_of(draws, useful_s / stated / 3600 * static_cast<double>(budget.gpus));
+  }
   budget.bill = bill_of(recipe, useful_s + budget.lost_s, budget.gpus, last.cluster.gpus_per_node);
   return budget;
 }
@@ -281,10 +317,18 @@ Budget make_budget(Recipe recipe, const BudgetOptions& options) {
   Budget budget;
   std::size_t first = 0;
   for (const Stage& stage : recipe.stages) {
-    StageBudget& added = budget.stages.emplace_back(budget_of(recipe, stage, &outcomes[first]));
+    StageBudget& added =
+        budget.stages.emplace_back(budget_of(recipe, stage, &outcomes[first], options));
     first += stage.runs.size();
     if (added.unfit && options.nearest) {
       added.unfit->nearest = nearest_that_fits(stage, stage.runs.back().scenario.plan);
+    }
+    if (added.gpu_hours) {
+      if (!budget.gpu_hours) budget.gpu_hours = Interval{};
+      budget.gpu_hours->p10 += added.gpu_hours->p10;
+      budget.gpu_hours->p50 += added.gpu_hours->p50;
+      budget.gpu_hours->p90 += added.gpu_hours->p90;
+      budget.gpu_hours->mean += added.gpu_hours->mean;
     }
     budget.tokens += added.tokens;
     budget.total.gpu_hours += added.bill.gpu_hours;

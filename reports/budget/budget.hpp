@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "reports/budget/recipe.hpp"
+#include "reports/interval.hpp"
 
 namespace orrery {
 
@@ -56,9 +57,11 @@ struct StageBudget {
   double training_s = 0;    ///< forward, backward and optimizer of all steps
   double evaluation_s = 0;  ///< forward passes only
   std::optional<RolloutBudget> rollouts;
-  double lost_s = 0;        ///< wall time beyond those: what goodput leaves out
+  double lost_s = 0;  ///< wall time beyond those: what goodput leaves out (its median, if drawn)
   Bill bill;
-  double peak_bytes = 0;  ///< the largest of all runs
+  std::optional<Interval> goodput;    ///< simulated, of the recipe's reliability
+  std::optional<Interval> gpu_hours;  ///< where prices' errors or failures were drawn
+  double peak_bytes = 0;              ///< the largest of all runs
   double capacity_bytes = 0;
   std::optional<Unfit> unfit;
 
@@ -75,7 +78,8 @@ struct PublishedRow {
 struct Budget {
   Recipe recipe;
   std::vector<StageBudget> stages;
-  Bill total;  ///< stages one after another
+  Bill total;                         ///< stages one after another
+  std::optional<Interval> gpu_hours;  ///< of all stages, which err together
   double tokens = 0;
   std::vector<PublishedRow> published;
 
@@ -84,7 +88,9 @@ struct Budget {
 };
 
 struct BudgetOptions {
-  bool nearest = true;  ///< look for plans near one that does not fit
+  bool nearest = true;        ///< look for plans near one that does not fit
+  bool uncertainty = false;   ///< carry the prices' errors through a step of each stage
+  std::int64_t trials = 200;  ///< of failures
 };
 
 /// Simulates one step of each size of each stage, equal ones once, in parallel.

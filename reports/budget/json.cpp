@@ -7,6 +7,15 @@ namespace orrery {
 
 namespace {
 
+void write_interval(JsonObject& o, std::string_view key, const std::optional<Interval>& interval) {
+  if (!interval) return;
+  JsonObject i(o.name(key));
+  i("p10", interval->p10);
+  i("p50", interval->p50);
+  i("p90", interval->p90);
+  i("mean", interval->mean);
+}
+
 void write_bill(JsonObject& o, const Budget& budget, const Bill& bill) {
   o("gpu_hours", bill.gpu_hours);
   o("wall_s", bill.wall_s);
@@ -41,6 +50,8 @@ void write_stage(JsonWriter& writer, const Budget& budget, const StageBudget& st
     r("switch_s", rollouts.switch_s);
   }
   o("lost_s", stage.lost_s);
+  write_interval(o, "goodput", stage.goodput);
+  write_interval(o, "gpu_hours_interval", stage.gpu_hours);
   o.array("runs", stage.runs, [&](const PricedRun& run) {
     JsonObject r(writer);
     r("global_batch", run.batch);
@@ -70,6 +81,7 @@ std::string to_json(const Budget& budget) {
       JsonObject total(o.name("total"));
       total("tokens", budget.tokens);
       write_bill(total, budget, budget.total);
+      write_interval(total, "gpu_hours_interval", budget.gpu_hours);
     }
     std::size_t i = 0;
     o.array("stages", budget.stages, [&](const StageBudget& stage) {
@@ -88,8 +100,13 @@ std::string to_json(const Budget& budget) {
       p("note", row.published.note);
     });
     JsonObject assumed(o.name("assumptions"));
-    assumed("goodput", recipe.goodput.factor);
-    assumed("goodput_source", recipe.goodput.source);
+    if (recipe.reliability) {
+      assumed("reliability", recipe.reliability->name);
+      assumed("goodput_source", recipe.reliability->source);
+    } else {
+      assumed("goodput", recipe.goodput.factor);
+      assumed("goodput_source", recipe.goodput.source);
+    }
     if (recipe.power) {
       assumed("node_w", recipe.power->node_w);
       assumed("network_w_per_gpu", recipe.power->network_w_per_gpu);

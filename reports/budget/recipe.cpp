@@ -251,6 +251,19 @@ std::string set_batch(Scenario& scenario, std::int64_t batch) {
   return why.empty() ? "" : fmt::format("a batch of {} sequences: {}", batch, why);
 }
 
+/// The path of the file under `key`, relative to the recipe; empty, and a problem, where there is
+/// none.
+std::string read_path(MapReader& reader, std::string_view key, const std::string& recipe) {
+  const std::string named = reader.text(key);
+  if (named.empty()) return "";
+  const fs::path path = (fs::path(recipe).parent_path() / named).lexically_normal();
+  std::error_code ignored;
+  if (fs::is_regular_file(path, ignored)) return path.string();
+  reader.problems().add(reader.at(key),
+                        fmt::format("there is no {} file '{}'", key, path.string()));
+  return "";
+}
+
 class StageReader {
  public:
   StageReader(const Node& node, const std::string& recipe, Problems& problems)
@@ -280,30 +293,17 @@ class StageReader {
     std::optional<ReadRamp> ramp;
     if (reader_.has("ramp")) ramp = read_ramp(reader_.at("ramp"), problems_);
     if (reader_.has("set")) stage_.overrides = read_overrides(reader_.at("set"), problems_);
-    read_base();
+    stage_.scenario = read_path(reader_, "scenario", recipe_);
     reader_.finish();
     if (sound()) fill_runs(ramp);
     return stage_;
   }
 
  private:
-  void read_base() { stage_.scenario = read_path(reader_, "scenario"); }
-
-  /// Empty, and a problem, where there is no such file.
-  std::string read_path(MapReader& reader, std::string_view key) {
-    const std::string named = reader.text(key);
-    if (named.empty()) return "";
-    const fs::path path = (fs::path(recipe_).parent_path() / named).lexically_normal();
-    std::error_code ignored;
-    if (fs::is_regular_file(path, ignored)) return path.string();
-    problems_.add(reader.at(key), fmt::format("there is no {} file '{}'", key, path.string()));
-    return "";
-  }
-
   void read_rollout(const Node& node) {
     MapReader reader(node, problems_, "rollout");
     Rollouts rollouts;
-    const std::string file = read_path(reader, "generation");
+    const std::string file = read_path(reader, "generation", recipe_);
     Overrides overrides;
     if (reader.has("set")) overrides = read_overrides(reader.at("set"), problems_);
     rollouts.steps = reader.integer("steps", 1, kMaxSteps);
@@ -378,8 +378,7 @@ class StageReader {
       StageRun stage_run{ramp && run.batch < ramp->below ? *small : full, run.steps};
       const std::string why = set_batch(stage_run.scenario, run.batch);
       if (!why.empty()) {
-        problems_.add(ramp->node, why,
-                      "another increment, or below: {batch, set: [plan. ...]}");
+        problems_.add(ramp->node, why, "another increment, or below: {batch, set: [plan. ...]}");
         return;
       }
       stage_.runs.push_back(std::move(stage_run));
@@ -390,7 +389,8 @@ class StageReader {
 
   /// Rollouts and training take turns on the same GPUs.
   bool fits_the_gpus(const Scenario& scenario) {
-    const std::int64_t generating = stage_.rollouts->instances * stage_.rollouts->instance.plan.gpus();
+    const std::int64_t generating =
+        stage_.rollouts->instances * stage_.rollouts->instance.plan.gpus();
     const std::int64_t training = scenario.plan.parallelism.world();
     if (generating == training) return true;
     problems_.add(reader_.at("rollout"),
@@ -484,6 +484,17 @@ Recipe read_recipe(const std::string& path) {
   }
   if (reader.has("power")) recipe.power = read_power(reader.at("power"), problems);
   if (reader.has("goodput")) recipe.goodput = read_goodput(reader.at("goodput"), problems);
+  if (reader.has("reliability")) {
+    if (reader.has("goodput")) {
+      problems.add(reader.at("reliability"),
+                   "goodput is stated or follows from reliability, not both");
+    }
+    const std::string file = read_path(reader, "reliability", path);
+    if (!file.empty()) {
+      const Node node = read_document(file, problems);
+      if (!node.at().file.empty()) recipe.reliability = read_reliability(node, problems);
+    }
+  }
   reader.require("stages");
   read_list(reader, "stages", [&](const Node& node) {
     Stage stage = StageReader(node, path, problems).read();

@@ -7,7 +7,8 @@
 //              energy: USD per kWh (0), operation: USD per GPU-hour (0), source}
 //   power: {node: W of a node under training, network: W per GPU beside that (0),
 //           pue: facility over IT (1), source}                                            (none)
-//   goodput: {factor: of the time that is spent on steps which count, source}                (1)
+//   goodput: {factor: of the time that is spent on steps which count, source}, or            (1)
+//   reliability: a file of what fails (models/reliability.hpp), from which it is simulated
 //   stages: a list of
 //     name, kind: pre_training | context_extension | fine_tuning | distillation |
 //                 reinforcement_learning, source, assumptions (list of words)
@@ -122,10 +123,10 @@ struct Rollouts {
   Instance instance;
   std::int64_t instances = 0;
   RolloutWork work;
-  std::int64_t steps = 1;            ///< of training, on the outputs of one rollout
-  double packing = 1;                ///< as SampleSet's
-  std::int64_t reference_passes = 1; ///< forward, over all tokens
-  double switch_s = 0;               ///< from generating to training and back
+  std::int64_t steps = 1;             ///< of training, on the outputs of one rollout
+  double packing = 1;                 ///< as SampleSet's
+  std::int64_t reference_passes = 1;  ///< forward, over all tokens
+  double switch_s = 0;                ///< from generating to training and back
 
   double tokens() const {  ///< of a rollout, prompts included
     return static_cast<double>(work.sequences()) *
@@ -184,6 +185,7 @@ struct Recipe {
   std::optional<Money> money;
   std::optional<Power> power;
   StatedGoodput goodput;
+  std::optional<Reliability> reliability;  ///< instead
   std::vector<Stage> stages;
   std::vector<Published> published;
   std::vector<std::string> notes;  ///< of the scenarios' readers, with the stage's name

@@ -127,13 +127,14 @@ std::string parts(const Budget& b) {
         return format_seconds(all_s / static_cast<double>(r.rollouts));
       };
       words.push_back(fmt::format(
-          "{} rollouts of {} output tokens, each {}: generation {} ({} of it the last outputs' tail), "
+          "{} rollouts of {} output tokens, each {}: generation {} ({:.0f} tokens/s a GPU), "
           "reference {}, training {}, switching {}",
           r.rollouts, format_count(r.one.output_tokens), each(stage.training_s + r.sum()),
-          each(r.generation_s), format_seconds(r.one.tail_s), each(r.reference_s),
+          each(r.generation_s), r.one.tokens_per_gpu_s(), each(r.reference_s),
           each(stage.training_s), each(r.switch_s)));
-      words.push_back(fmt::format("generation gives {:.0f} tokens/s a GPU",
-                                  r.one.tokens_per_gpu_s()));
+      words.push_back(fmt::format(
+          "a replica has {} slots and runs {:.3g} outputs in the mean, while the longest end",
+          r.one.slots, r.one.mean_sequences));
     }
     if (stage.evaluation_s > 0) {
       words.push_back(
@@ -143,9 +144,19 @@ std::string parts(const Budget& b) {
       words.push_back(
           fmt::format("failures and restarts take {:.1f} %", 100 * stage.lost_s / wall_s));
     }
+    if (stage.gpu_hours) {
+      words.push_back(fmt::format("{} to {} GPU-hours, of 80 % of the draws",
+                                  format_count(stage.gpu_hours->p10),
+                                  format_count(stage.gpu_hours->p90)));
+    }
     for (const std::string& word : words) {
       text += wrapped(fmt::format("  {}:", stage.name), word);
     }
+  }
+  if (b.gpu_hours && b.stages.size() > 1) {
+    text += wrapped("  total:",
+                    fmt::format("{} to {} GPU-hours, where all stages err together",
+                                format_count(b.gpu_hours->p10), format_count(b.gpu_hours->p90)));
   }
   return text.empty() ? "" : "Where the time goes\n" + text + "\n";
 }
@@ -192,9 +203,13 @@ std::string assumptions(const Budget& b) {
         fmt::format("{:.0f} W a node, {:.0f} W a GPU for the network, PUE {:.3g}; {}",
                     r.power->node_w, r.power->network_w_per_gpu, r.power->pue, r.power->source));
   }
-  add("goodput", r.goodput.source.empty()
-                     ? "1: no failures, restarts or idle GPUs are in these figures"
-                     : fmt::format("{:.3g}; {}", r.goodput.factor, r.goodput.source));
+  if (r.reliability) {
+    add("goodput", fmt::format("as {} fails; {}", r.reliability->name, r.reliability->source));
+  } else {
+    add("goodput", r.goodput.source.empty()
+                       ? "1: no failures, restarts or idle GPUs are in these figures"
+                       : fmt::format("{:.3g}; {}", r.goodput.factor, r.goodput.source));
+  }
   for (const Stage& stage : r.stages) {
     add(stage.name, stage.source);
     for (const std::string& words : stage.assumptions) add(stage.name, words);

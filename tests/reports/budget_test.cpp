@@ -38,12 +38,13 @@ Recipe recipe_of(const std::string& text) {
 /// A small model on one node: milliseconds to simulate.
 std::string one_stage(const std::string& amount, const std::string& top = "") {
   const std::string scenario = testing::TempDir() + "orrery_small.yaml";
-  std::ofstream(scenario) << "name: small\nmodel: " + kScenarios + "models/llama3_8b.yaml\ncluster: " +
-                                 kScenarios +
-                                 "clusters/h100_node.yaml\nplan: {layout: {tp: 4, dp: 2}, schedule: "
-                                 "1f1b, sequence_length: 4096, global_batch: 32, precision: bf16}\n";
-  return fmt::format("name: test\n{}\nstages:\n  - {{name: s, kind: pre_training, scenario: {}, {}}}\n",
-                     top, scenario, amount);
+  std::ofstream(scenario)
+      << "name: small\nmodel: " + kScenarios + "models/llama3_8b.yaml\ncluster: " + kScenarios +
+             "clusters/h100_node.yaml\nplan: {layout: {tp: 4, dp: 2}, schedule: "
+             "1f1b, sequence_length: 4096, global_batch: 32, precision: bf16}\n";
+  return fmt::format(
+      "name: test\n{}\nstages:\n  - {{name: s, kind: pre_training, scenario: {}, {}}}\n", top,
+      scenario, amount);
 }
 
 std::int64_t sequences_of(const std::vector<BatchRun>& runs) {
@@ -201,6 +202,55 @@ TEST(Budget, AStageThatDoesNotFitNamesAPlanThatDoes) {
   EXPECT_TRUE(make_budget(recipe_of(with(", " + change))).fits()) << change;
 }
 
+TEST(Budget, FailuresAreSimulatedFromWhatFails) {
+  const Budget b = make_budget(
+      recipe_of(one_stage("steps: 100000", "reliability: ../reliability/h100_llama3.yaml")));
+  const StageBudget& stage = b.stages[0];
+  ASSERT_TRUE(stage.goodput && stage.gpu_hours);
+  EXPECT_GT(stage.goodput->p50, 0.5);
+  EXPECT_LT(stage.goodput->p50, 1);
+  EXPECT_DOUBLE_EQ(stage.bill.wall_s, stage.training_s / stage.goodput->p50);
+  EXPECT_TRUE(stage.gpu_hours->contains(stage.bill.gpu_hours));
+  EXPECT_NEAR(stage.gpu_hours->p90, 8 * stage.training_s / 3600 / stage.goodput->p10,
+              1e-3 * stage.gpu_hours->p90);
+}
+
+TEST(Budget, PricesErrorsWidenTheHours) {
+  const Budget b = make_budget(recipe_of(one_stage("steps: 100")), {.uncertainty = true});
+  ASSERT_TRUE(b.gpu_hours);
+  EXPECT_LT(b.gpu_hours->p10, b.total.gpu_hours);
+  EXPECT_GT(b.gpu_hours->p90, b.total.gpu_hours);
+}
+
+TEST(Budget, ReinforcementLearningTakesTurns) {
+  const std::string file = testing::TempDir() + "orrery_small_generation.yaml";
+  std::ofstream(file) << "name: small\nmodel: " + kScenarios +
+                             "models/llama3_8b.yaml\ncluster: " + kScenarios +
+                             "clusters/h100_node.yaml\ngeneration: {layout: {tp: 1, dp: 8}, "
+                             "prompt: 100, output: 900, rollout: {prompts: 64, outputs_per_prompt: "
+                             "4, output: 900}}\n";
+  std::string text = one_stage(fmt::format(
+      "steps: 9, rollout: {{generation: {}, steps: 4, packing: 80 %, switch: 2 s, reference: 2}}",
+      file));
+  text.replace(text.find("pre_training"), 12, "reinforcement_learning");
+  const Recipe recipe = recipe_of(text);
+  const Stage& stage = recipe.stages[0];
+  // 256 outputs of 1000 tokens with their prompts, a quarter a step, in sequences of 4096 that are
+  // 80 % full: 19.5 of them, on two replicas.
+  EXPECT_EQ(stage.runs[0].scenario.plan.global_batch_sequences, 20);
+  const Budget b = make_budget(recipe);
+  const RolloutBudget& r = *b.stages[0].rollouts;
+  EXPECT_EQ(r.rollouts, 3);  // the last one for a single step
+  EXPECT_DOUBLE_EQ(r.tokens, 256'000);
+  const RolloutEstimate one =
+      estimate_rollout(stage.rollouts->instance, stage.rollouts->instances, stage.rollouts->work);
+  EXPECT_DOUBLE_EQ(r.generation_s, 3 * one.seconds);
+  EXPECT_DOUBLE_EQ(r.switch_s, 6);
+  // Two forward passes over what is trained on once: some two thirds of training's compute.
+  EXPECT_NEAR(r.reference_s / b.stages[0].training_s, 2.0 / 3 * 12 / 9, 0.35);
+  EXPECT_DOUBLE_EQ(b.total.wall_s, b.stages[0].training_s + r.generation_s + r.reference_s + 6);
+}
+
 TEST(Budget, WritersAgreeWithTheValues) {
   const Budget b = make_budget(recipe_of(one_stage(
       "steps: 100", "price: {gpu_hour: 2 USD, source: x}\npower: {node: 8 kW, source: y}")));
@@ -220,7 +270,14 @@ TEST(BudgetPublished, DeepSeekV3Table1) {
   const auto& pre = b.stages[0];
   EXPECT_NEAR(pre.tokens, 14.8e12, 1e8);
   EXPECT_NEAR(pre.bill.gpu_hours / 2664e3, 1, 0.12);
+  EXPECT_NEAR((b.stages[1].bill.gpu_hours + b.stages[2].bill.gpu_hours) / 119e3, 1, 0.15);
+  EXPECT_NEAR(b.total.gpu_hours / 2788e3, 1, 0.12);
   EXPECT_NEAR(b.total.cost_usd, 2 * b.total.gpu_hours, 1e-3);
+}
+
+TEST(BudgetPublished, DeepSeekR1Zero) {
+  const Budget b = make_budget(read_recipe(kScenarios + "recipes/deepseek_r1.yaml"));
+  EXPECT_NEAR((b.stages[0].bill.gpu_hours + b.stages[1].bill.gpu_hours) / 101e3, 1, 0.3);
 }
 
 TEST(BudgetRecipes, AllShippedOnesFit) {
