@@ -1,6 +1,7 @@
 // orrery VERB ...: one function per verb. Results go to standard output, notes and warnings to
-// standard error. Exit status: 0 fine; 2 the input is wrong; 3 validate missed an aim; 4 nothing of
-// what a search may choose from fits; 1 anything else.
+// standard error. Exit status: 0 fine; 2 the input is wrong; 3 an aim was missed that --fail-above
+// asked for; 4 nothing fits, of what a search may choose from or for a stage of a budget; 1 anything
+// else.
 
 #include <fmt/core.h>
 #include <unistd.h>
@@ -25,10 +26,12 @@
 #include "calibrate/read_nccl.hpp"
 #include "calibrate/transport/launched.hpp"
 #include "kernels/device.hpp"
+#include "reports/budget/budget.hpp"
 #include "reports/capacity.hpp"
 #include "reports/compare.hpp"
 #include "reports/compare_profiles.hpp"
 #include "reports/explain.hpp"
+#include "reports/generation.hpp"
 #include "reports/goodput.hpp"
 #include "reports/goodput_runs.hpp"
 #include "reports/html/page.hpp"
@@ -61,6 +64,7 @@ struct Options {
   std::string what_ifs;  ///< a file of them
   std::string json;      // empty: none; "-": standard output
   std::string csv;       // likewise
+  BudgetOptions budget;
   bool quiet = false;
   std::string trace;
   std::vector<std::uint32_t> trace_ranks;
@@ -313,6 +317,21 @@ int validate_runs(Options& options) {
   return options.fail_above && any ? kMissedAim : 0;
 }
 
+int budget_recipe(const Options& options) {
+  if (options.json == "-" && options.csv == "-") {
+    reject("--json and --csv cannot both go to standard output");
+  }
+  const Budget budget = make_budget(read_recipe(options.files[0]), options.budget);
+  for (const std::string& note : budget.recipe.notes) {
+    if (!options.quiet) fmt::print(stderr, "note: {}\n", note);
+  }
+  if (!options.json.empty()) write_file(options.json, to_json(budget));
+  if (!options.csv.empty()) write_file(options.csv, to_csv(budget));
+  if (options.json != "-" && options.csv != "-") write_file("-", to_terminal(budget));
+  if (!budget.fits()) return kNothingFits;
+  return options.fail_above && !budget.aims_met() ? kMissedAim : 0;
+}
+
 /// How long a run takes with failures, or what is published of such runs.
 int ask_about_goodput(Options& options) {
   if (!options.published.empty()) {
@@ -330,6 +349,17 @@ int ask_about_goodput(Options& options) {
   const Goodput answer = ask_goodput(options.goodput);
   if (!options.json.empty()) write_file(options.json, to_json(answer));
   if (options.json != "-") write_file("-", to_terminal(answer));
+  return 0;
+}
+
+int generate(const Options& options) {
+  const GenerationReport report = study_generation(read_generation(options.files[0], overrides(options)));
+  if (!options.quiet) {
+    for (const std::string& note : report.scenario.notes) fmt::print(stderr, "note: {}\n", note);
+    for (const std::string& text : report.warnings) fmt::print(stderr, "warning: {}\n", text);
+  }
+  if (!options.json.empty()) write_file(options.json, to_json(report));
+  if (options.json != "-") write_file("-", to_terminal(report));
   return 0;
 }
 
@@ -878,6 +908,12 @@ int main_of(int argc, char** argv) {
   json(compare_verb);
   quiet(compare_verb);
 
+  CLI::App* generate_verb = app.add_subcommand(
+      "generate", "prefill, decode and rollouts of a serving plan (a scenario's generation section)");
+  scenario(generate_verb);
+  json(generate_verb);
+  quiet(generate_verb);
+
   CLI::App* validate_verb = app.add_subcommand("validate", "predicted against published");
   validate_verb->add_option("runs", options.files, "files (default: scenarios/runs/*.yaml)");
   set(validate_verb, "what if, in every scenario that the runs name: plan.recompute=none");
@@ -954,6 +990,17 @@ int main_of(int argc, char** argv) {
   set(search_verb, kSet);
   json(search_verb);
   quiet(search_verb);
+
+  CLI::App* budget_verb = app.add_subcommand(
+      "budget", "GPU-hours, days, energy and money of a whole training programme");
+  budget_verb->add_option("recipe", options.files, "recipe file")->required()->expected(1);
+  json(budget_verb);
+  budget_verb->add_option("--csv", options.csv,
+                          "write stages as CSV to this file, - for standard output");
+  budget_verb->add_flag("--uncertainty", options.budget.uncertainty,
+                        "carry the prices' errors through a step of each stage");
+  budget_verb->add_flag("--fail-above", options.fail_above, "exit 3 if an aim is missed");
+  quiet(budget_verb);
 
   CLI::App* reliability_verb =
       app.add_subcommand("reliability", "goodput and calendar time of a run, with failures");
@@ -1143,6 +1190,8 @@ int main_of(int argc, char** argv) {
   if (*explain_verb) return explain_scenario(options);
   if (*compare_verb) return compare_scenarios(options);
   if (*search_verb) return search_layouts(options);
+  if (*budget_verb) return budget_recipe(options);
+  if (*generate_verb) return generate(options);
   if (*reliability_verb) return ask_about_goodput(options);
   if (*report_verb) return report_capacity(options);
   if (*network_verb) return ask_about_network(options);

@@ -8,7 +8,25 @@
 #include <string>
 
 #include "calibrate/derive_profiles.hpp"
+#include "calibrate/fit_cached.hpp"
 #include "sim/config.hpp"
+
+namespace {
+
+bool write(const std::string& path, const std::string& text) {
+  std::ofstream file(path, std::ios::binary);
+  file << text;
+  if (file.flush()) return true;
+  fmt::print(stderr, "cannot write {}\n", path);
+  return false;
+}
+
+void print_error(const std::string& of, const orrery::HeldOutError& e) {
+  fmt::print("{:<22} {:<34} {:>5} points  median {:5.1f} %  90 % {:5.1f} %  bias {:+5.1f} %\n", of,
+             e.family, e.points, 100 * e.median, 100 * e.percentile_90, 100 * e.bias);
+}
+
+}  // namespace
 
 int main(int argc, char** argv) {
   using namespace orrery;
@@ -26,19 +44,13 @@ int main(int argc, char** argv) {
     fmt::print("{}\n", compare_with_trace(tables, all.back().profile));
     for (const DerivedProfile& d : all) {
       for (const HeldOutError& e : d.errors) {
-        fmt::print(
-            "{:<22} {:<34} {:>5} points  median {:5.1f} %  90 % {:5.1f} %  bias {:+5.1f} %\n",
-            d.profile.name, e.family, e.points, 100 * e.median, 100 * e.percentile_90,
-            100 * e.bias);
+        print_error(d.profile.name, e);
       }
-      const std::string path = output + "/" + d.profile.name + ".yaml";
-      std::ofstream file(path, std::ios::binary);
-      file << write_profile(d);
-      if (!file.flush()) {
-        fmt::print(stderr, "cannot write {}\n", path);
-        return 1;
-      }
+      if (!write(output + "/" + d.profile.name + ".yaml", write_profile(d))) return 1;
     }
+    const LowLatencyFit low_latency = fit_low_latency(tables);
+    for (const HeldOutError& e : low_latency.errors) print_error("low latency", e);
+    if (!write(output + "/" + kLowLatencyFile, to_yaml(low_latency))) return 1;
   } catch (const InputError& error) {
     fmt::print(stderr, "{}", format_problems(error.problems()));
     return 2;

@@ -8,6 +8,7 @@
 #include <map>
 
 #include "calibrate/fit_attention.hpp"
+#include "calibrate/fit_cached.hpp"
 #include "calibrate/minimise.hpp"
 #include "calibrate/table_file.hpp"
 #include "sim/kernel_prices.hpp"
@@ -420,6 +421,82 @@ void add_ampere_attention(DerivedProfile& out) {
   }
 }
 
+// ---- Attention over a cache
+// ---------------------------------------------------------------------------------
+
+/// Absorbed MLA in decode, BF16 and FP8. `carried`: measured on another device with the same die
+/// and memory bandwidth.
+void add_latent_decode(const std::string& folder, const std::string& file, const std::string& gpu,
+                       const std::string& prefix, bool carried, DerivedProfile& out) {
+  for (const bool fp8 : {false, true}) {
+    CachedTable table{.id = prefix + (fp8 ? "-mla-decode-fp8" : "-mla-decode-bf16"),
+                      .source = fmt::format(
+                          "ai-dynamo/aiconfigurator systems/data, TensorRT-LLM 1.3.0rc20, commit "
+                          "095f58a5, {}, MLA decode (absorbed, one query token), {} cache; times "
+                          "of the framework's op, launches included",
+                          gpu, fp8 ? "FP8" : "BF16"),
+                      .inputs = fp8 ? NumberFormat::fp8_tensor : NumberFormat::bf16,
+                      .cache = fp8 ? NumberFormat::fp8_tensor : NumberFormat::bf16,
+                      .latent = true,
+                      .derived = carried};
+    auto [made, error] = read_latent_decode(folder + "/kernels/" + file, out.profile, table);
+    out.profile.cached_attention.push_back(std::move(made));
+    out.errors.push_back(std::move(error));
+  }
+}
+
+/// FlashMLA's sparse kernels, of which only the rate is published. The point stands for a call that
+/// fills the device: 128 heads, 2048 rows each of so many queries.
+void add_sparse(bool h800, DerivedProfile& out) {
+  struct Published {
+    const char* id;
+    NumberFormat cache;
+    std::int64_t queries;
+    double flops_per_s;
+    const char* what;
+  };
+  const CachedModel& dense = out.profile.cached_attention.front().model;
+  for (const Published& p :
+       {Published{"flashmla-sparse-prefill", NumberFormat::bf16, 4096, 640e12,
+                  "640 TFLOP/s, prefill"},
+        Published{"flashmla-sparse-decode", NumberFormat::fp8_block, 256, 410e12,
+                  "410 TFLOP/s, decode with the FP8 cache of 656 bytes a token"}}) {
+    CachedTable table{.id = p.id,
+                      .source = fmt::format(
+                          "deepseek-ai/FlashMLA README (2025-09-29), H800 SXM5, token-level sparse "
+                          "attention: {}, compute bound; launch and bandwidth are those of the "
+                          "dense decode kernel",
+                          p.what),
+                      .inputs = NumberFormat::bf16,
+                      .cache = p.cache,
+                      .latent = true,
+                      .gathered = true,
+                      .derived = !h800,
+                      .spread = 0.15,
+                      .model = {.launch_s = dense.launch_s,
+                                .bytes_per_s = dense.bytes_per_s,
+                                .flops_per_s = p.flops_per_s}};
+    CachedPoint point{.shape = {.inputs = table.inputs,
+                                .cache = p.cache,
+                                .latent = true,
+                                .gathered = true,
+                                .batch = p.queries,
+                                .heads = 128,
+                                .kv_heads = 1,
+                                .q_len = 1,
+                                .kv_len = 2048,
+                                .d_qk = 576,
+                                .d_v = 512},
+                      .sms = out.profile.device.sms,
+                      .seconds = 0,
+                      .at = {}};
+    point.seconds = flops_of({.work = point.shape, .label = "", .sms = 0}) / p.flops_per_s;
+    table.points.push_back(point);
+    prepare(table, out.profile);
+    out.profile.cached_attention.push_back(std::move(table));
+  }
+}
+
 // ---- Streaming kernels
 // --------------------------------------------------------------------------------
 
@@ -687,6 +764,8 @@ std::vector<DerivedProfile> derive_profiles(const std::string& folder) {
     d.profile.gemms = {forward.dense, forward.grouped, weight.dense, weight.grouped};
     add_dense(h100_gemms, "H100 SXM", "h100", false, true, true, d);
     add_hopper_attention(folder, false, d);
+    add_latent_decode(folder, "h100_sxm-mla-decode.csv.gz", "H100 SXM", "h100", true, d);
+    add_sparse(true, d);
     add_streaming(folder, hopper, kH200, "H800", d);
     all.push_back(std::move(d));
   }
@@ -708,6 +787,9 @@ std::vector<DerivedProfile> derive_profiles(const std::string& folder) {
       d.profile.gemms.push_back(*t);
     }
     add_hopper_attention(folder, true, d);
+    add_latent_decode(folder, h100 ? "h100_sxm-mla-decode.csv.gz" : "h200_sxm-mla-decode.csv.gz",
+                      h100 ? "H100 SXM" : "H200 SXM", h100 ? "h100" : "h200", false, d);
+    add_sparse(false, d);
     add_streaming(folder, hopper, kH200, h100 ? "H100" : "H200", d);
     all.push_back(std::move(d));
   }
@@ -720,6 +802,7 @@ std::vector<DerivedProfile> derive_profiles(const std::string& folder) {
     add_dense(TableFile(folder + "/kernels/b200_sxm-gemm.csv.gz"), "B200 SXM", "b200", true, true,
               false, d);
     add_blackwell_attention(folder, d);
+    add_latent_decode(folder, "b200_sxm-mla-decode.csv.gz", "B200 SXM", "b200", false, d);
     add_streaming(folder, "NVIDIA GB200", 8.0e12, "B200", d);
     all.push_back(std::move(d));
   }
@@ -738,7 +821,10 @@ std::vector<DerivedProfile> derive_profiles(const std::string& folder) {
   for (DerivedProfile& d : all) {
     prepare(d.profile);
     const bool hopper_device = d.profile.device.sms == static_cast<int>(kHopperSms);
-    if (hopper_device) d.expert_exchange = kHopperExchange;
+    if (hopper_device) {
+      d.expert_exchange = kHopperExchange;
+      d.low_latency_exchange = kLowLatencyFile;
+    }
     if (d.profile.name == "h800") d.expert_exchange = kFirstExchange;
   }
   return all;

@@ -15,7 +15,11 @@ struct DerivedProfile {
   std::string comment;  ///< what the file says at its top, without '#'
   std::vector<HeldOutError> errors;
   std::string expert_exchange;  ///< file with the profile's exchange table, empty: none
+  std::string low_latency_exchange;  ///< and with that of the low-latency form
 };
+
+/// Where orrery_derive puts the low-latency exchange, beside the profiles that name it.
+inline constexpr const char* kLowLatencyFile = "low_latency_exchange_hopper.yaml";
 
 /// Profiles made of public kernel benchmarks: h800, h800_deepgemm_2025_04, h100, h200, b200, a100.
 /// Nothing in them comes from DeepSeek's training trace. `folder` holds kernels/ and deepseek/.

@@ -82,6 +82,7 @@ std::string measured_key(const Shape& shape) {
                          s.bytes_written, s.launches, shape.sms, shape.label);
     }
     std::string operator()(const Mark&) const { return "other"; }
+    std::string operator()(const CachedAttention&) const { return "other"; }
     std::string operator()(const ExpertExchange&) const { return "other"; }
     std::string operator()(const Collective&) const { return "other"; }
     std::string operator()(const Send&) const { return "other"; }

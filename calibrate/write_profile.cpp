@@ -104,6 +104,27 @@ void write(Writer& w, const AttentionTable& t) {
   }
 }
 
+void write(Writer& w, const CachedTable& t) {
+  w.line(2, "- id: {}", t.id);
+  w.line(4, "source: {}", quoted(t.source));
+  w.line(4, "inputs: {}", name_of(t.inputs));
+  w.line(4, "cache: {}", name_of(t.cache));
+  w.line(4, "latent: {}", t.latent);
+  w.line(4, "gathered: {}", t.gathered);
+  w.line(4, "derived: {}", t.derived);
+  w.line(4, "spread: {:.3f}", t.spread);
+  w.line(4, "model:");
+  w.line(6, "launch: {}", time(t.model.launch_s));
+  w.line(6, "memory_bandwidth: {}", rate(t.model.bytes_per_s));
+  w.line(6, "rate: {}", flops(t.model.flops_per_s));
+  w.line(4, "points:  # [sequences, heads, kv_heads, q_len, kv_len, d_qk, d_v, sms, microseconds]");
+  for (const CachedPoint& p : t.points) {
+    const CachedAttention& a = p.shape;
+    w.line(6, "- [{}, {}, {}, {}, {}, {}, {}, {}, {:.6g}]", a.batch, a.heads, a.kv_heads, a.q_len,
+           a.kv_len, a.d_qk, a.d_v, p.sms, p.seconds * 1e6);
+  }
+}
+
 void write(Writer& w, StreamingKind kind, const StreamingRate& r) {
   w.line(2, "{}:", name_of(kind));
   w.line(4, "bandwidth: {}", rate(r.bytes_per_s));
@@ -152,6 +173,8 @@ std::string profile_yaml(const Profile& p, std::string_view comment,
   for (const GemmTable& t : p.gemms) write(w, t);
   w.line(0, "attention:");
   for (const AttentionTable& t : p.attention) write(w, t);
+  if (!p.cached_attention.empty()) w.line(0, "cached_attention:");
+  for (const CachedTable& t : p.cached_attention) write(w, t);
   w.line(0, "streaming:");
   for (const auto& [kind, rate] : p.streaming) write(w, kind, rate);
   if (!expert_exchange.empty()) w.line(0, "expert_exchange: {}", expert_exchange);
@@ -159,11 +182,16 @@ std::string profile_yaml(const Profile& p, std::string_view comment,
 }
 
 std::string write_profile(const DerivedProfile& derived) {
-  return profile_yaml(derived.profile,
-                      "Written by orrery_derive; change calibrate/derive_profiles.cpp, not this "
-                      "file.\n" +
-                          derived.comment,
-                      derived.errors, derived.expert_exchange);
+  std::string text =
+      profile_yaml(derived.profile,
+                   "Written by orrery_derive; change calibrate/derive_profiles.cpp, not this "
+                   "file.\n" +
+                       derived.comment,
+                   derived.errors, derived.expert_exchange);
+  if (!derived.low_latency_exchange.empty()) {
+    text += "low_latency_exchange: " + derived.low_latency_exchange + "\n";
+  }
+  return text;
 }
 
 }  // namespace orrery

@@ -83,6 +83,15 @@ std::int64_t count_mtp_module(const Model& model) {
   return count_layer(model, model.moe.has_value()).total() + projection + 3 * count_norm(model);
 }
 
+std::int64_t count_indexer(const Model& model) {
+  if (!model.attention.mla || !model.attention.mla->indexer) return 0;
+  const Mla& mla = *model.attention.mla;
+  const Indexer& indexer = *mla.indexer;
+  const std::int64_t query_in = mla.q_lora_rank > 0 ? mla.q_lora_rank : model.hidden;
+  return query_in * indexer.heads * indexer.head_dim + model.hidden * indexer.head_dim +
+         2 * indexer.head_dim + model.hidden * indexer.heads;
+}
+
 ParameterCount count_parameters(const Model& model) {
   ParameterCount count;
   count.embedding = model.vocabulary * model.hidden;

@@ -147,6 +147,11 @@ Mla read_mla(Config& config) {
   mla.qk_nope_head_dim = config.integer("qk_nope_head_dim", 1, limits::kHeadDim);
   mla.qk_rope_head_dim = config.integer("qk_rope_head_dim", 1, limits::kHeadDim);
   mla.v_head_dim = config.integer("v_head_dim", 1, limits::kHeadDim);
+  if (config.has("index_topk")) {
+    mla.indexer = {.heads = config.integer("index_n_heads", 1, limits::kHeads),
+                   .head_dim = config.integer("index_head_dim", 1, limits::kHeadDim),
+                   .top_k = config.integer("index_topk", 1, limits::kPositions)};
+  }
   // transformers writes it for caches of its own; MLA has its head sizes above.
   config.allow("head_dim");
   config.allow("qk_head_dim");
@@ -320,7 +325,9 @@ std::vector<std::string> notes_on(Config& config, const Family& family, const Mo
     ignored("layer_types", "every layer is modelled with full attention");
     break;
   }
+  const bool indexed = model.attention.mla && model.attention.mla->indexer;
   for (const Ignored& entry : kIgnored) {
+    if (indexed && entry.why == kSparse) continue;
     const Node value = config.at(entry.key);
     const bool off = value.kind() == Node::Kind::scalar && value.text() == "false";
     if (config.has(entry.key) && !off) ignored(entry.key, entry.why);

@@ -22,6 +22,15 @@ Mla read_mla(const Node& node, Problems& problems) {
   mla.qk_nope_head_dim = reader.integer("qk_nope_head_dim", 1, limits::kHeadDim);
   mla.qk_rope_head_dim = reader.integer("qk_rope_head_dim", 1, limits::kHeadDim);
   mla.v_head_dim = reader.integer("v_head_dim", 1, limits::kHeadDim);
+  if (reader.has("indexer")) {
+    MapReader map(reader.at("indexer"), problems, "model.attention.mla.indexer");
+    Indexer indexer;
+    indexer.heads = map.integer("heads", 1, limits::kHeads);
+    indexer.head_dim = map.integer("head_dim", 1, limits::kHeadDim);
+    indexer.top_k = map.integer("top_k", 1, limits::kPositions);
+    map.finish();
+    mla.indexer = indexer;
+  }
   reader.finish();
   return mla;
 }
@@ -314,6 +323,10 @@ std::string to_yaml(const Model& model) {
     line(2, "qk_nope_head_dim", attention.mla->qk_nope_head_dim);
     line(2, "qk_rope_head_dim", attention.mla->qk_rope_head_dim);
     line(2, "v_head_dim", attention.mla->v_head_dim);
+    if (const auto& indexer = attention.mla->indexer) {
+      out += fmt::format("    indexer: {{heads: {}, head_dim: {}, top_k: {}}}\n", indexer->heads,
+                         indexer->head_dim, indexer->top_k);
+    }
   } else {
     line(1, "kv_heads", attention.kv_heads);
     line(1, "head_dim", attention.head_dim);

@@ -10,6 +10,16 @@
 
 namespace orrery {
 
+/// Which cached tokens a query attends to (DeepSeek-V3.2-Exp's lightning indexer): `heads` small
+/// queries against one key of head_dim a token, summed with a weight a head; the top_k of the scores.
+struct Indexer {
+  std::int64_t heads = 0;
+  std::int64_t head_dim = 0;
+  std::int64_t top_k = 0;
+
+  friend bool operator==(const Indexer&, const Indexer&) = default;
+};
+
 /// Multi-head latent attention (DeepSeek-V2 paper 2.1). q_lora_rank = 0: queries are projected
 /// directly (V2-Lite). No biases; the two latent vectors pass a norm each.
 struct Mla {
@@ -18,6 +28,9 @@ struct Mla {
   std::int64_t qk_nope_head_dim = 0;
   std::int64_t qk_rope_head_dim = 0;
   std::int64_t v_head_dim = 0;
+  /// Generation uses it; a training step is modelled with full attention, and counts of parameters
+  /// are without it (count_indexer).
+  std::optional<Indexer> indexer{};
 
   friend bool operator==(const Mla&, const Mla&) = default;
 };
@@ -144,6 +157,10 @@ LayerParameters count_layer(const Model& model,
 /// has experts), the projection of [hidden; embedding] to hidden, and three norms (its two inputs
 /// and before the shared head; V3 report 2.2 and the checkpoint's layer 61). V3: 11.61 B.
 std::int64_t count_mtp_module(const Model& model);
+
+/// Parameters of one layer's indexer, 0 without: queries from their latent (or the hidden state),
+/// key, its norm (LayerNorm), weights of the heads. V3.2-Exp: 13.96 M.
+std::int64_t count_indexer(const Model& model);
 
 /// Training FLOPs per token by the published convention: 6 x active parameters with head, without
 /// embedding, plus attention 3 x layers x 2 x heads x (d_qk + d_v) x S/2 (causal) or S

@@ -644,19 +644,11 @@ void keep_overrides(MapReader& reader, const Node& cluster_node, Scenario& scena
   }
 }
 
-Scenario read(const Node& document, const std::string& file, const Overrides& given,
-              Problems& problems) {
-  Scenario scenario;
-  scenario.file = file;
-  if (!is_located(document)) return scenario;  // and the problem is known
-  Overrides overrides;
-  if (const auto own = document.find("set")) overrides = read_overrides(*own, problems);
-  overrides.insert(overrides.end(), given.begin(), given.end());
-  static constexpr PathAlias kAliases[] = {{"profile", "cluster"}, {"fabric", "cluster"}};
-  const Node root = with_overrides(document, overrides, problems, kAliases);
-  MapReader reader(root, problems, "the scenario");
-  if (root.kind() != Node::Kind::map) return scenario;
-  reader.allow("set");
+}  // namespace
+
+IntactParts read_parts(MapReader& reader, Scenario& scenario) {
+  Problems& problems = reader.problems();
+  IntactParts parts;
   scenario.name = reader.text("name");
   scenario.seed = static_cast<std::uint64_t>(
       reader.integer_or("seed", 0, 0, std::numeric_limits<std::int64_t>::max()));
@@ -667,24 +659,50 @@ Scenario read(const Node& document, const std::string& file, const Overrides& gi
   std::size_t before = problems.size();
   const Node model = inline_or_named(reader, "model", problems);
   if (is_located(model)) scenario.model = read_model(model, problems, &scenario.notes);
-  const bool model_ok = intact(before, model);
+  parts.model = intact(before, model);
 
   before = problems.size();
   const Node cluster = inline_or_named(reader, "cluster", problems);
   if (is_located(cluster)) scenario.cluster = read_cluster(cluster, problems);
-  const bool cluster_ok = intact(before, cluster);
+  parts.cluster = intact(before, cluster);
 
   before = problems.size();
   scenario.profile = read_device_profile(reader, cluster, scenario.cluster, problems);
-  const bool device_ok = problems.size() == before && !scenario.profile.file.empty();
-  scenario.fabric = read_clusters_fabric(reader, cluster, cluster_ok, scenario.cluster, problems);
+  parts.device = problems.size() == before && !scenario.profile.file.empty();
+  scenario.fabric =
+      read_clusters_fabric(reader, cluster, parts.cluster, scenario.cluster, problems);
   keep_overrides(reader, cluster, scenario);
+  return parts;
+}
 
-  scenario.plan =
-      PlanReader(reader.require("plan"), model_ok ? &scenario.model : nullptr,
-                 cluster_ok ? &scenario.cluster : nullptr,
-                 device_ok ? &scenario.profile.device : nullptr, problems, scenario.notes)
-          .read();
+Node with_scenario_overrides(const Node& document, const Overrides& given, Problems& problems) {
+  Overrides overrides;
+  if (const auto own = document.find("set")) overrides = read_overrides(*own, problems);
+  overrides.insert(overrides.end(), given.begin(), given.end());
+  static constexpr PathAlias kAliases[] = {{"profile", "cluster"}, {"fabric", "cluster"}};
+  return with_overrides(document, overrides, problems, kAliases);
+}
+
+namespace {
+
+Scenario read(const Node& document, const std::string& file, const Overrides& given,
+              Problems& problems) {
+  Scenario scenario;
+  scenario.file = file;
+  if (!is_located(document)) return scenario;  // and the problem is known
+  const Node root = with_scenario_overrides(document, given, problems);
+  MapReader reader(root, problems, "the scenario");
+  if (root.kind() != Node::Kind::map) return scenario;
+  reader.allow("set");
+  const IntactParts intact = read_parts(reader, scenario);
+  if (intact.model && scenario.model.attention.mla && scenario.model.attention.mla->indexer) {
+    scenario.notes.emplace_back("a training step has full attention in the place of sparse attention");
+  }
+  scenario.plan = PlanReader(reader.require("plan"), intact.model ? &scenario.model : nullptr,
+                             intact.cluster ? &scenario.cluster : nullptr,
+                             intact.device ? &scenario.profile.device : nullptr, problems,
+                             scenario.notes)
+                      .read();
   scenario.search = reader.at("search");  // for reports/search/space.hpp
   const Node stragglers = reader.at("stragglers");
   if (reader.has("stragglers")) {
@@ -701,6 +719,7 @@ Scenario read(const Node& document, const std::string& file, const Overrides& gi
   if (reader.has("training")) {
     scenario.training = read_training(reader.at("training"), problems);
   }
+  reader.allow("generation");
   reader.finish();
   if (problems.empty()) report_without_effect(root, problems);
   return scenario;

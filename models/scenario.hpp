@@ -29,6 +29,7 @@
 //   search: what layouts a search may choose (defaults); reports/search/space.hpp reads it
 //   set: overrides of all that and of the files it names, [PATH=VALUE, ...] (none);
 //   sim/overrides.hpp
+//   generation: of `orrery generate`; models/generation_scenario.hpp
 
 #include <cstdint>
 #include <memory>
@@ -65,6 +66,20 @@ struct Scenario {
   std::vector<std::string> overrides;  ///< of profile and fabric, which to_yaml() only names
   Node search;                         ///< the section as it stands, or the name of its file
 };
+
+/// What of a scenario's parts was read without problems, so that checks can rely on it.
+struct IntactParts {
+  bool model = false;
+  bool cluster = false;
+  bool device = false;
+};
+
+/// Reads what every kind of scenario names, the keys name, seed, model, cluster, profile and fabric,
+/// into `scenario`.
+IntactParts read_parts(MapReader& reader, Scenario& scenario);
+
+/// The document with the overrides under its own key `set`, and then with those that are given.
+Node with_scenario_overrides(const Node& document, const Overrides& given, Problems& problems);
 
 /// Reads and checks a scenario file and everything it names. All problems of all files are reported
 /// together (InputError): unknown, duplicate and missing keys, wrong units, and impossible

@@ -98,6 +98,7 @@ std::string kind_of_work(const Shape& shape) {
     std::string operator()(const AttentionCore& a) const {
       return a.backward ? "attention backward" : "attention forward";
     }
+    std::string operator()(const CachedAttention&) const { return "attention over cache"; }
     std::string operator()(const Streaming& s) const { return std::string(name_of(s.kind)); }
     std::string operator()(const ExpertExchange& e) const {
       return e.combine ? "combine" : "dispatch";

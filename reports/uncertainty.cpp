@@ -43,6 +43,9 @@ std::string family_of(const Shape& shape) {
     std::string operator()(const AttentionCore& a) const {
       return fmt::format("attention {} {}", name_of(a.inputs), a.backward ? "backward" : "forward");
     }
+    std::string operator()(const CachedAttention& a) const {
+      return fmt::format("attention {} over a cache", name_of(a.inputs));
+    }
     std::string operator()(const Streaming& s) const { return std::string(name_of(s.kind)); }
     std::string operator()(const ExpertExchange& e) const {
       return e.combine ? "combine" : "dispatch";

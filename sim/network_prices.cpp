@@ -524,6 +524,14 @@ Communication communication_of(const ExpertExchange& exchange) {
   const auto pattern =
       exchange.combine ? CommunicationPattern::combine : CommunicationPattern::dispatch;
   if (exchange.ep <= 1 || exchange.tokens == 0) return {.pattern = pattern};
+  if (exchange.low_latency) {
+    // Written to where it is sent from, read from there, and read again where it arrives.
+    const LowLatencyBytes copies = low_latency_bytes(exchange);
+    return {.pattern = pattern,
+            .near_bytes = copies.near,
+            .far_bytes = copies.far,
+            .memory_bytes = 3 * (copies.near + copies.far)};
+  }
   const ExchangeBytes bytes = bytes_of_exchange(exchange);
   const double all = static_cast<double>(exchange.tokens) * bytes.token;
   const double nodes = bytes.nic > 0 ? bytes.nodes : 0;

@@ -14,6 +14,10 @@ namespace orrery {
 Price price_exchange(const ExpertExchange& exchange, int sms, const Profile& profile,
                      const Cluster& cluster);
 
+/// The low-latency form of the same; it holds no SMs (sim/low_latency.hpp).
+Price price_low_latency(const ExpertExchange& exchange, const Profile& profile,
+                        const Cluster& cluster);
+
 /// NCCL: ring or NVLS inside a node, across nodes a tree or rings on the NICs of all members.
 /// CollectiveRates has the form of the terms; bytes moved per rank are nccl-tests' bus-bandwidth
 /// factors.

@@ -24,9 +24,13 @@ Price price(const Shape& shape, const Profile& profile, const Cluster& cluster) 
     Price operator()(const Mark&) const { return {0, PriceSource::measured, 0, false, ""}; }
     Price operator()(const Gemm& g) const { return price_gemm(g, sms, profile); }
     Price operator()(const AttentionCore& a) const { return price_attention(a, sms, profile); }
+    Price operator()(const CachedAttention& a) const {
+      return price_cached_attention(a, sms, profile);
+    }
     Price operator()(const Streaming& s) const { return price_streaming(s, label, sms, profile); }
     Price operator()(const ExpertExchange& e) const {
-      return price_exchange(e, sms, profile, cluster);
+      return e.low_latency ? price_low_latency(e, profile, cluster)
+                           : price_exchange(e, sms, profile, cluster);
     }
     Price operator()(const Collective& c) const { return price_collective(c, cluster); }
     Price operator()(const Send& s) const { return price_send(s, cluster); }

@@ -23,11 +23,11 @@ std::string cited(MapReader& reader) {
   return source;
 }
 
-NumberFormat read_format(MapReader& reader) {
-  return reader.choice<NumberFormat>("inputs", {{"fp32", NumberFormat::fp32},
-                                                {"bf16", NumberFormat::bf16},
-                                                {"fp8_tensor", NumberFormat::fp8_tensor},
-                                                {"fp8_block", NumberFormat::fp8_block}});
+NumberFormat read_format(MapReader& reader, const char* key = "inputs") {
+  return reader.choice<NumberFormat>(key, {{"fp32", NumberFormat::fp32},
+                                           {"bf16", NumberFormat::bf16},
+                                           {"fp8_tensor", NumberFormat::fp8_tensor},
+                                           {"fp8_block", NumberFormat::fp8_block}});
 }
 
 /// One row of whole numbers and a last number, `columns` in all; null if malformed (reported).
@@ -191,6 +191,44 @@ AttentionTable read_attention_table(const Node& node, Problems& problems) {
   return t;
 }
 
+CachedTable read_cached_table(const Node& node, Problems& problems) {
+  MapReader r(node, problems, "cached_attention");
+  CachedTable t;
+  t.id = r.text("id");
+  t.source = cited(r);
+  t.inputs = read_format(r);
+  t.cache = read_format(r, "cache");
+  t.latent = r.flag_or("latent", false);
+  t.gathered = r.flag_or("gathered", false);
+  t.derived = r.flag_or("derived", false);
+  t.spread = r.number("spread", 0, kMaxSpread);
+  MapReader model(r.require("model"), problems, "cached_attention.model");
+  t.model.launch_s = model.quantity("launch", Dimension::seconds);
+  t.model.bytes_per_s = model.quantity("memory_bandwidth", Dimension::bytes_per_s);
+  t.model.flops_per_s = model.quantity("rate", Dimension::flops_per_s);
+  model.finish();
+  const char* const what =
+      "sequences, heads, kv_heads, q_len, kv_len, d_qk, d_v, sms, microseconds";
+  read_points(r, 9, what, [&](const std::vector<double>& v) {
+    t.points.push_back({.shape = {.inputs = t.inputs,
+                                  .cache = t.cache,
+                                  .latent = t.latent,
+                                  .gathered = t.gathered,
+                                  .batch = whole(v[0]),
+                                  .heads = whole(v[1]),
+                                  .kv_heads = whole(v[2]),
+                                  .q_len = whole(v[3]),
+                                  .kv_len = whole(v[4]),
+                                  .d_qk = whole(v[5]),
+                                  .d_v = whole(v[6])},
+                        .sms = static_cast<int>(v[7]),
+                        .seconds = v[8] * 1e-6,
+                        .at = {}});
+  });
+  r.finish();
+  return t;
+}
+
 std::optional<StreamingKind> streaming_kind(std::string_view name) {
   for (int i = 0; i <= static_cast<int>(StreamingKind::reduction); ++i) {
     const auto kind = static_cast<StreamingKind>(i);
@@ -290,6 +328,7 @@ void read_bandwidth_by_sms(const Node& node, Profile& profile, Problems& problem
 void prepare(Profile& profile) {
   for (GemmTable& table : profile.gemms) prepare(table, profile);
   for (AttentionTable& table : profile.attention) prepare(table);
+  for (CachedTable& table : profile.cached_attention) prepare(table, profile);
   for (auto& [kind, rate] : profile.streaming) prepare(kind, rate, profile);
 }
 
@@ -324,9 +363,15 @@ Profile read_profile(const Node& node, Problems& problems) {
     attention.push_back(read_attention_table(table, problems));
   }
   profile.attention.insert(profile.attention.begin(), attention.begin(), attention.end());
+  for (const Node& table : elements(r.at("cached_attention"), "cached_attention", problems)) {
+    profile.cached_attention.push_back(read_cached_table(table, problems));
+  }
   read_streaming(r.at("streaming"), profile, problems);
   if (r.has("expert_exchange"))
     profile.exchange = read_exchange_table(r.at("expert_exchange"), problems);
+  if (r.has("low_latency_exchange")) {
+    profile.low_latency = read_low_latency_table(r.at("low_latency_exchange"), problems);
+  }
   r.finish();
   if (problems.size() == problems_before) prepare(profile);
   return profile;

@@ -14,6 +14,7 @@
 
 #include "sim/config.hpp"
 #include "sim/exchange.hpp"
+#include "sim/low_latency.hpp"
 #include "sim/shape.hpp"
 
 namespace orrery {
@@ -111,6 +112,36 @@ struct AttentionTable {
   LogBox box{};  ///< filled by prepare()
 };
 
+struct CachedPoint {
+  CachedAttention shape;
+  int sms = 0;
+  double seconds = 0;
+  LogPosition at;  ///< filled by prepare()
+};
+
+/// The skeleton of attention over a cache (formula in cached_attention_price.cpp).
+struct CachedModel {
+  double launch_s = 0;     ///< floor of one call, and what splitting a sequence over SMs costs
+  double bytes_per_s = 0;  ///< achieved memory bandwidth, all SMs
+  double flops_per_s = 0;  ///< achieved on rows filled up to whole tensor-core tiles, all SMs
+};
+
+/// One kernel of attention over a cache: its formats, and whether it reads latents, and picked
+/// rows.
+struct CachedTable {
+  std::string id{};
+  std::string source{};
+  NumberFormat inputs{};
+  NumberFormat cache{};
+  bool latent = false;
+  bool gathered = false;
+  bool derived = false;
+  double spread = 0;
+  CachedModel model{};
+  std::vector<CachedPoint> points{};
+  LogBox box{};  ///< filled by prepare()
+};
+
 /// One measured op of a kind: `seconds` from the start of its first kernel to the end of its last.
 struct StreamingPoint {
   std::string label{};  ///< the op in the model, as Shape::label; empty: any of these bytes
@@ -148,11 +179,13 @@ struct Profile {
   std::string bandwidth_by_sms_source;
   std::vector<GemmTable> gemms;
   std::vector<AttentionTable> attention;
+  std::vector<CachedTable> cached_attention;
   std::map<StreamingKind, StreamingRate> streaming;
   /// The kernels were measured beside communication, so what that takes from them is in their
   /// times.
   bool beside_communication = false;
   ExchangeTable exchange;
+  LowLatencyTable low_latency;
 };
 
 /// Fills in what pricing looks up (LogPosition of every point, LogBox of every table). read_profile

@@ -50,6 +50,21 @@ double bytes_of(const AttentionCore& a) {
   return (2 * (q + k + v) + 2 * o) * element + row_statistics;
 }
 
+double cached_row_bytes(const CachedAttention& a) {
+  const double element = bytes_per_element(a.cache);
+  if (!a.latent) return product({a.kv_heads, a.d_qk + a.d_v}) * element;
+  const double rotary = a.cache == NumberFormat::fp8_block ? 2 : element;
+  return static_cast<double>(a.d_v) * element + static_cast<double>(a.d_qk - a.d_v) * rotary;
+}
+
+double bytes_of(const CachedAttention& a) {
+  constexpr double kBf16 = 2;
+  const double queries = product({a.batch, a.q_len});
+  const double rows =
+      (a.gathered ? queries : static_cast<double>(a.batch)) * static_cast<double>(a.kv_len);
+  return rows * cached_row_bytes(a) + queries * product({a.heads, a.d_qk + a.d_v}) * kBf16;
+}
+
 double bytes_per_element(NumberFormat format) {
   switch (format) {
     case NumberFormat::fp32:
@@ -163,6 +178,9 @@ double flops_of(const Shape& shape) {
     const std::int64_t depth = a->backward ? 3 * a->d_qk + 2 * a->d_v : a->d_qk + a->d_v;
     return 2 * attended_pairs(*a) * product({a->batch, a->heads, depth});
   }
+  if (const auto* a = std::get_if<CachedAttention>(&shape.work)) {
+    return 2 * product({a->batch, a->heads, a->q_len, a->kv_len, a->d_qk + a->d_v});
+  }
   return 0;
 }
 
@@ -171,6 +189,7 @@ double bytes_of(const Shape& shape) {
     double operator()(const Mark&) const { return 0; }
     double operator()(const Gemm& g) const { return orrery::bytes_of(g); }
     double operator()(const AttentionCore& a) const { return orrery::bytes_of(a); }
+    double operator()(const CachedAttention& a) const { return orrery::bytes_of(a); }
     double operator()(const Streaming& s) const {
       return static_cast<double>(s.bytes_read) + static_cast<double>(s.bytes_written);
     }
@@ -198,15 +217,24 @@ std::string describe(const Shape& shape) {
                          name_of(a.inputs), a.batch, a.heads, a.kv_heads, a.q_len, a.kv_len, a.d_qk,
                          a.d_v);
     }
+    std::string operator()(const CachedAttention& a) const {
+      return fmt::format(
+          "attention over {} cache {}{}, {} sequences, {}/{} heads, {} by {} tokens, "
+          "{}/{} wide",
+          name_of(a.cache), a.latent ? "of latents" : "of keys and values",
+          a.gathered ? ", gathered" : "", a.batch, a.heads, a.kv_heads, a.q_len, a.kv_len, a.d_qk,
+          a.d_v);
+    }
     std::string operator()(const Streaming& s) const {
       const std::string launches = s.launches > 1 ? fmt::format(", {} launches", s.launches) : "";
       return fmt::format("{} {} B in, {} B out{}", name_of(s.kind), s.bytes_read, s.bytes_written,
                          launches);
     }
     std::string operator()(const ExpertExchange& e) const {
-      std::string text = fmt::format("{} {} {} tokens x {}, top {} of {}, {} GPUs",
-                                     e.combine ? "combine" : "dispatch", name_of(e.format),
-                                     e.tokens, e.hidden, e.top_k, e.experts, e.ep);
+      std::string text =
+          fmt::format("{}{} {} {} tokens x {}, top {} of {}, {} GPUs",
+                      e.low_latency ? "low-latency " : "", e.combine ? "combine" : "dispatch",
+                      name_of(e.format), e.tokens, e.hidden, e.top_k, e.experts, e.ep);
       if (e.busiest_gpu_per_mille != 1000 || e.busiest_node_per_mille != 1000) {
         text += fmt::format(", busiest GPU {:.3f}, node {:.3f} of the mean",
                             static_cast<double>(e.busiest_gpu_per_mille) / 1000,

@@ -55,6 +55,30 @@ struct AttentionCore {
   friend auto operator<=>(const AttentionCore&, const AttentionCore&) = default;
 };
 
+/// Attention of a few new tokens of each sequence over what is cached of it: softmax(Q K^T) V on
+/// (batch, heads, q_len, d_qk) x (batch, kv_heads, kv_len, d_qk/d_v), no mask worth counting. With
+/// `latent` (absorbed multi-head latent attention, DeepSeek-V2 paper 2.1.3) all heads read the same
+/// row of d_qk elements, the first d_v of which are the value too. With `gathered` every query has
+/// kv_len rows of its own, picked from the cache (DeepSeek-V3.2-Exp's sparse attention).
+struct CachedAttention {
+  NumberFormat inputs{};  ///< of the arithmetic
+  NumberFormat cache{};   ///< of the cached rows
+  bool latent = false;
+  bool gathered = false;
+  std::int64_t batch = 1;
+  std::int64_t heads = 0;
+  std::int64_t kv_heads = 0;
+  std::int64_t q_len = 1;
+  std::int64_t kv_len = 0;
+  std::int64_t d_qk = 0;
+  std::int64_t d_v = 0;
+  friend auto operator<=>(const CachedAttention&, const CachedAttention&) = default;
+};
+
+/// Bytes of one token in the cache of one layer, all kv_heads. A latent row in fp8_block has its
+/// rotary part (d_qk - d_v elements) in BF16: V3 656 bytes, as in FlashMLA's format.
+double cached_row_bytes(const CachedAttention& attention);
+
 /// Kernels whose time is bytes over achieved bandwidth. One kind per access pattern and arithmetic, since
 /// each kind reaches its own share of the memory bandwidth.
 enum class StreamingKind : std::uint8_t {
@@ -91,8 +115,10 @@ struct Streaming {
 /// Expert-parallel all-to-all, as DeepEP does it: each token goes once over InfiniBand to every node that
 /// holds one of its experts (at most `node_limit`), is then forwarded over NVLink to the GPUs that do.
 /// dispatch: tokens out, one copy per destination; combine: reduced on the way back.
+/// `low_latency`: instead each token goes straight to the GPU of each of its experts, once for each.
 struct ExpertExchange {
   bool combine = false;
+  bool low_latency = false;
   NumberFormat format{};
   bool new_layout = false;    ///< dispatch that also computes the layout (forward); else a cached handle
   std::int64_t tokens = 0;    ///< per GPU
@@ -144,7 +170,8 @@ struct Mark {
 };
 
 struct Shape {
-  std::variant<Mark, Gemm, AttentionCore, Streaming, ExpertExchange, Collective, Send, StorageWrite>
+  std::variant<Mark, Gemm, AttentionCore, CachedAttention, Streaming, ExpertExchange, Collective,
+               Send, StorageWrite>
       work;
   std::string label;  ///< the operation in the model: "q_b", "o", "routed_up", "dispatch"
   int sms = 0;        ///< SMs this kernel may use; 0: all of the device
@@ -160,6 +187,7 @@ double flops_of(const Shape& shape);
 double bytes_of(const Shape& shape);
 double bytes_of(const Gemm& gemm);
 double bytes_of(const AttentionCore& core);
+double bytes_of(const CachedAttention& attention);
 
 /// "GEMM fp8_block 4096x24576x1536 on 112 SMs" (without the label).
 std::string describe(const Shape& shape);

@@ -105,6 +105,34 @@ TEST_F(Cli, BrokenScenarioNamesThePlace) {
   EXPECT_TRUE(contains(r.err, "broken.yaml:2:1: error: unknown key 'modle'")) << r.err;
 }
 
+TEST_F(Cli, BudgetOfARecipe) {
+  const auto recipe = [&](const std::string& set, const std::string& published) {
+    std::ofstream(path("r.yaml"))
+        << "name: small\nprice: {gpu_hour: 2 USD, source: x}\nstages:\n  - {name: 'a, b', kind: "
+           "pre_training, steps: 10, scenario: " ORRERY_SOURCE_DIR
+           "/scenarios/llama3_70b_64_h100.yaml"
+        << set << "}\n"
+        << published;
+    return path("r.yaml");
+  };
+  const std::string published =
+      "published:\n  - {quantity: gpu_hours, value: 1, aim: 1 %, source: nobody}\n";
+  const Result r = orrery({"budget", recipe("", published)});
+  EXPECT_EQ(r.status, 0) << r.err;
+  EXPECT_TRUE(contains(r.out, "Against what is published")) << r.out;
+  EXPECT_EQ(orrery({"budget", path("r.yaml"), "--fail-above"}).status, 3);
+  const json j = json::parse(orrery({"budget", path("r.yaml"), "--json", "-"}).out);
+  const double hours = j.at("total").at("gpu_hours").get<double>();
+  EXPECT_DOUBLE_EQ(j.at("total").at("cost_usd").get<double>(), 2 * hours);
+  const Result csv = orrery({"budget", path("r.yaml"), "--csv", "-", "--quiet"});
+  EXPECT_TRUE(contains(csv.out, ",USD,Usage,\"a, b\",")) << csv.out;
+  EXPECT_EQ(orrery({"budget", path("r.yaml"), "--csv", "-", "--json", "-"}).status, 2);
+  EXPECT_EQ(orrery({"budget", recipe(", sett: []", "")}).status, 2);
+  const Result large = orrery({"budget", recipe(", set: [plan.sequence_length=131072]", "")});
+  EXPECT_EQ(large.status, 4) << large.out;
+  EXPECT_TRUE(contains(large.out, "Does not fit into memory")) << large.out;
+}
+
 TEST_F(Cli, MistypedVerbIsSuggested) {
   const Result r = orrery({"vaildate"});
   EXPECT_EQ(r.status, 2);

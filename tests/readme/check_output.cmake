@@ -21,9 +21,10 @@ set(what_if_command compare --what-ifs scenarios/what_if/deepseek_v3.yaml)
 set(scaled_command compare scenarios/profiles/h100.yaml scenarios/profiles/h100_from_h200.yaml
                    scenarios/profiles/h200.yaml)
 set(search_command search scenarios/mixtral_8x7b_64_h100.yaml --top 5)
+set(budget_command budget scenarios/recipes/deepseek_v3.yaml)
 
 file(READ ${ROOT}/README.md readme)
-foreach(name run validation what_if scaled search uncertainty reliability goodput)
+foreach(name run validation what_if scaled search uncertainty reliability goodput budget)
   execute_process(COMMAND ${ORRERY} ${${name}_command} WORKING_DIRECTORY ${ROOT}
                   OUTPUT_VARIABLE output ERROR_QUIET COMMAND_ERROR_IS_FATAL ANY)
   if(DEFINED ${name}_from)

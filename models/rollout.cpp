@@ -1,0 +1,212 @@
+#include "models/rollout.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+
+#include "sim/check.hpp"
+#include "sim/units.hpp"
+
+namespace orrery {
+namespace {
+
+double real(std::int64_t value) {
+  return static_cast<double>(value);
+}
+
+double normal_cdf(double z) {
+  return 0.5 * std::erfc(-z / std::sqrt(2.0));
+}
+
+/// By bisection; 0 < p < 1.
+double normal_quantile(double p) {
+  double low = -40;
+  double high = 40;
+  for (int i = 0; i < 100; ++i) {
+    const double middle = (low + high) / 2;
+    (normal_cdf(middle) < p ? low : high) = middle;
+  }
+  return (low + high) / 2;
+}
+
+/// How long sequences last, in slices of decode steps of equal width.
+struct Durations {
+  double steps_per_slice = 1;
+  std::vector<double> ends;   ///< [k]: share that lasts k slices
+  std::vector<double> alive;  ///< [k]: share that is alive in slice k, counted from its start
+};
+
+/// A length between two whole numbers of slices is split between them, so that the mean is kept.
+Durations slices_of(const LengthDistribution& output, double tokens_per_step) {
+  constexpr double kSlices = 1024;
+  const double longest = real(output.longest()) / tokens_per_step;
+  Durations d;
+  d.steps_per_slice = std::max(1.0, longest / kSlices);
+  d.ends.assign(static_cast<std::size_t>(std::ceil(longest / d.steps_per_slice)) + 2, 0.0);
+  for (const auto& bin : output.bins) {
+    const double lasts = std::max(1.0, real(bin.tokens) / tokens_per_step / d.steps_per_slice);
+    const double whole = std::floor(lasts);
+    d.ends[static_cast<std::size_t>(whole)] += bin.share * (1 - (lasts - whole));
+    d.ends[static_cast<std::size_t>(whole) + 1] += bin.share * (lasts - whole);
+  }
+  d.alive.resize(d.ends.size());
+  double left = 1;
+  for (std::size_t k = 0; k < d.ends.size(); ++k) {
+    left -= d.ends[k];
+    d.alive[k] = std::max(0.0, left);
+  }
+  return d;
+}
+
+/// Seconds in which a replica prefills so many prompts, as many at once as a step takes.
+double prefill_seconds(const Instance& instance, const RolloutWork& work, double prompts) {
+  const std::int64_t tokens = work.prompt_tokens;
+  if (tokens <= work.prefill_tokens) {
+    const std::int64_t at_once = std::max<std::int64_t>(1, work.prefill_tokens / tokens);
+    const auto in_one =
+        static_cast<std::int64_t>(std::clamp(std::ceil(prompts), 1.0, real(at_once)));
+    const StepCost cost =
+        step_cost(instance, {.prefill = true, .sequences = in_one, .new_tokens = tokens});
+    return prompts / real(in_one) * cost.seconds;
+  }
+  double seconds = 0;
+  for (std::int64_t done = 0; done < tokens; done += work.prefill_tokens) {
+    seconds += step_cost(instance, {.prefill = true,
+                                    .new_tokens = std::min(work.prefill_tokens, tokens - done),
+                                    .context = done})
+                   .seconds;
+  }
+  return prompts * seconds;
+}
+
+}  // namespace
+
+double LengthDistribution::mean() const {
+  double sum = 0;
+  for (const Bin& bin : bins) sum += bin.share * real(bin.tokens);
+  return sum;
+}
+
+double LengthDistribution::mean_square() const {
+  double sum = 0;
+  for (const Bin& bin : bins) sum += bin.share * real(bin.tokens) * real(bin.tokens);
+  return sum;
+}
+
+LengthDistribution fixed_length(std::int64_t tokens) {
+  return {{{tokens, 1.0}}};
+}
+
+LengthDistribution log_normal_length(double mean, double p95, std::int64_t most, int bins) {
+  const double z95 = normal_quantile(0.95);
+  ORRERY_CHECK(mean > 0 && p95 >= mean && p95 <= mean * std::exp(z95 * z95 / 2) * (1 + 1e-9) &&
+                   real(most) >= p95 && bins > 0,
+               "log-normal lengths of mean {}, p95 {}, most {}", mean, p95, most);
+  // p95 / mean = exp(z95 sigma - sigma^2 / 2).
+  const double square = std::max(0.0, z95 * z95 - 2 * std::log(p95 / mean));
+  const double sigma = z95 - std::sqrt(square);
+  if (sigma < 1e-9) return fixed_length(std::llround(mean));
+  const double mu = std::log(mean) - sigma * sigma / 2;
+  // Sum of min(x, most) over the probabilities below that of z: what is below the cut by the
+  // log-normal's partial mean, the rest at the cut.
+  const double cut = (std::log(real(most)) - mu) / sigma;
+  const auto partial = [&](double z) {
+    const double below = mean * normal_cdf(std::min(z, cut) - sigma);
+    return below + (z > cut ? real(most) * (normal_cdf(z) - normal_cdf(cut)) : 0);
+  };
+  LengthDistribution lengths;
+  const double share = 1.0 / bins;
+  double before = 0;
+  for (int i = 0; i < bins; ++i) {
+    const double z = i + 1 < bins ? normal_quantile((i + 1) * share) : 40.0;
+    const double until = partial(z);
+    const std::int64_t tokens =
+        std::clamp<std::int64_t>(std::llround((until - before) / share), 1, most);
+    before = until;
+    if (!lengths.bins.empty() && lengths.bins.back().tokens >= tokens) {
+      lengths.bins.back().share += share;
+    } else {
+      lengths.bins.push_back({tokens, share});
+    }
+  }
+  return lengths;
+}
+
+RolloutEstimate estimate_rollout(const Instance& instance, std::int64_t instances,
+                                 const RolloutWork& work) {
+  ORRERY_CHECK(instances >= 1 && work.sequences() >= 1 && !work.output.bins.empty() &&
+                   work.prompt_tokens >= 1 && work.prefill_tokens >= 1,
+               "{} instances, {} sequences", instances, work.sequences());
+  const ServingPlan& plan = instance.plan;
+  const double per_step = plan.speculation.tokens_per_step();
+  RolloutEstimate e;
+  e.replicas = instances * plan.dp;
+  const double replicas = real(e.replicas);
+  const double wanted = std::ceil(real(work.sequences()) / replicas);
+
+  // In the long run a sequence is met at the age E[L^2] / 2 E[L] on average.
+  const double prompt = real(work.prompt_tokens);
+  const double mean_context = prompt + work.output.mean_square() / (2 * work.output.mean());
+  const ServingMemory memory =
+      serving_memory(instance, std::max<std::int64_t>(work.prefill_tokens / plan.tp, 1));
+  const std::int64_t fit = memory.sequences(mean_context);
+  if (fit == 0) {
+    throw std::runtime_error(fmt::format(
+        "a GPU's {} do not hold weights ({}), buffers ({}) and the cache of one sequence of {:.0f} "
+        "tokens",
+        format_bytes(memory.usable_bytes), format_bytes(memory.weights_bytes),
+        format_bytes(memory.buffer_bytes), mean_context));
+  }
+  e.slots = std::min(fit, static_cast<std::int64_t>(wanted));
+  if (work.most_sequences > 0) e.slots = std::min(e.slots, work.most_sequences);
+
+  const double prompts = real(work.share_prompts ? work.prompts : work.sequences());
+  e.prefill_s = prefill_seconds(instance, work, prompts / replicas);
+
+  const Durations d = slices_of(work.output, per_step);
+  DecodeTimes times(instance);
+  std::vector<double> starts;
+  double queue = real(work.sequences());
+  double occupied = 0;  // sequences of a replica x seconds
+  double decode_s = 0;
+  double until_last_start = 0;
+  for (std::size_t n = 0;; ++n) {
+    double alive = 0;
+    double age = 0;
+    double ended = 0;
+    const std::size_t first = n > d.alive.size() ? n - d.alive.size() : 0;
+    for (std::size_t m = first; m < n; ++m) {
+      const std::size_t k = n - m;
+      if (k >= d.alive.size()) continue;
+      alive += starts[m] * d.alive[k];
+      age += starts[m] * d.alive[k] * (real(static_cast<std::int64_t>(k)) + 0.5);
+      ended += starts[m] * d.ends[k];
+    }
+    const double started = std::min(queue, n == 0 ? real(e.slots) * replicas : ended);
+    starts.push_back(started);
+    queue -= started;
+    alive += started;
+    age += 0.5 * started;
+    if (alive < 1e-3) break;
+    // With few left on an instance, it still steps as long as there is any; likewise all instances.
+    const double of_instance = alive / real(instances);
+    const double any_here = -std::expm1(-of_instance);
+    const double any = -std::expm1(-alive);
+    const double sequences = std::max(1.0, of_instance / any_here / real(plan.dp));
+    const double context = prompt + age / alive * d.steps_per_slice * per_step;
+    const double slice_s = d.steps_per_slice * times.seconds(sequences, context) * any;
+    decode_s += slice_s;
+    occupied += alive / replicas * slice_s;
+    if (queue > 0 || n == 0) until_last_start = decode_s;
+  }
+  e.seconds = e.prefill_s + decode_s;
+  e.gpu_seconds = e.seconds * real(instances * plan.gpus());
+  e.tail_s = decode_s - (work.sequences() > e.slots * e.replicas ? until_last_start : 0);
+  e.output_tokens = real(work.sequences()) * work.output.mean();
+  e.mean_sequences = occupied / decode_s;
+  return e;
+}
+
+}  // namespace orrery
