@@ -60,6 +60,12 @@ Durations slices_of(const LengthDistribution& output, double tokens_per_step) {
   return d;
 }
 
+/// Mean of the largest of so many standard normal numbers (Blom, Statistical Estimates and
+/// Transformed Beta-Variables, 1958).
+double mean_largest(double count) {
+  return count < 2 ? 0 : normal_quantile((count - 0.375) / (count + 0.25));
+}
+
 /// Seconds in which a replica prefills so many prompts, as many at once as a step takes.
 double prefill_seconds(const Instance& instance, const RolloutWork& work, double prompts) {
   const std::int64_t tokens = work.prompt_tokens;
@@ -149,10 +155,10 @@ RolloutEstimate estimate_rollout(const Instance& instance, std::int64_t instance
   // In the long run a sequence is met at the age E[L^2] / 2 E[L] on average.
   const double prompt = real(work.prompt_tokens);
   const double mean_context = prompt + work.output.mean_square() / (2 * work.output.mean());
-  const ServingMemory memory =
-      serving_memory(instance, std::max<std::int64_t>(work.prefill_tokens / plan.tp, 1));
-  const std::int64_t fit = memory.sequences(mean_context);
+  const std::int64_t fit = most_sequences(instance, mean_context, work.prefill_tokens);
   if (fit == 0) {
+    const ServingMemory memory =
+        serving_memory(instance, {.prefill_tokens = work.prefill_tokens, .decode_tokens = 1});
     throw std::runtime_error(fmt::format(
         "a GPU's {} do not hold weights ({}), buffers ({}) and the cache of one sequence of {:.0f} "
         "tokens",
@@ -194,7 +200,14 @@ RolloutEstimate estimate_rollout(const Instance& instance, std::int64_t instance
     const double of_instance = alive / real(instances);
     const double any_here = -std::expm1(-of_instance);
     const double any = -std::expm1(-alive);
-    const double sequences = std::max(1.0, of_instance / any_here / real(plan.dp));
+    // Full replicas are alike. Once nothing follows, what is left on each is a binomial number, and
+    // the one with the most sets the pace of its instance.
+    double sequences = of_instance / any_here / real(plan.dp);
+    if (queue <= 0) {
+      const double left = std::min(1.0, sequences / real(e.slots));
+      sequences += mean_largest(real(plan.dp)) * std::sqrt(sequences * (1 - left));
+    }
+    sequences = std::clamp(sequences, 1.0, real(e.slots));
     const double context = prompt + age / alive * d.steps_per_slice * per_step;
     const double slice_s = d.steps_per_slice * times.seconds(sequences, context) * any;
     decode_s += slice_s;

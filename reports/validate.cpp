@@ -6,9 +6,12 @@
 #include <rapidjson/stringbuffer.h>
 
 #include <algorithm>
+#include <cmath>
 #include <filesystem>
 #include <optional>
 
+#include "models/generation_scenario.hpp"
+#include "reports/generation.hpp"
 #include "reports/json.hpp"
 #include "reports/study.hpp"
 #include "reports/terminal.hpp"
@@ -32,12 +35,15 @@ bool is_isolated(std::string_view quantity) {
 }
 
 Dimension dimension_of(std::string_view quantity) {
+  if (quantity.find("tokens_per_") != std::string_view::npos) return Dimension::scalar;
   const bool within_s = quantity.find("phases_s.") != std::string_view::npos ||
                         quantity.find("cells_s.") != std::string_view::npos;
   if (ends_with(quantity, "_s") || is_isolated(quantity) || within_s) {
     return Dimension::seconds;
   }
-  if (starts_with(quantity, "memory_peak_bytes.")) return Dimension::bytes;
+  if (starts_with(quantity, "memory_peak_bytes.") || ends_with(quantity, "_bytes_per_token")) {
+    return Dimension::bytes;
+  }
   return Dimension::scalar;
 }
 
@@ -104,7 +110,8 @@ struct Row {
 struct Request {
   std::string name;
   std::string scenario;
-  std::string profile;  // empty: the scenario's
+  bool generation = false;  // the scenario is a serving plan
+  std::string profile;      // empty: the scenario's
   std::vector<Row> rows;
 };
 
@@ -129,7 +136,8 @@ Row read_row(const Node& node, Problems& problems) {
 void read_request(MapReader& reader, const std::string& file, std::vector<Request>& requests) {
   Request request;
   request.name = reader.text("name");
-  request.scenario = resolve(file, reader.text("scenario"));
+  request.generation = reader.has("generation");
+  request.scenario = resolve(file, reader.text(request.generation ? "generation" : "scenario"));
   if (reader.has("profile")) request.profile = resolve(file, reader.text("profile"));
   const Node rows = reader.require("rows");
   if (rows.kind() == Node::Kind::sequence) {
@@ -165,15 +173,52 @@ std::vector<Request> read_requests(const std::string& path) {
   return requests;
 }
 
-Validation predict(const std::string& file, Request request) {
+/// The profile that replaces a scenario's, if the request names one.
+void replace_profile(const Request& request, Profile& profile) {
+  if (request.profile.empty()) return;
   Problems problems;
-  Scenario scenario = read_scenario(request.scenario);
-  if (!request.profile.empty()) {
-    const Node node = read_document(request.profile, problems);
-    problems.throw_if_any();
-    scenario.profile = read_profile(node, problems);
-    problems.throw_if_any();
+  const Node node = read_document(request.profile, problems);
+  problems.throw_if_any();
+  profile = read_profile(node, problems);
+  problems.throw_if_any();
+}
+
+void parse(rapidjson::Document& report, const std::string& json) {
+  report.Parse<rapidjson::kParseFullPrecisionFlag>(json.c_str());
+}
+
+/// Fills in what is predicted of each row; `find` is asked for the quantity as a path.
+template <class Find>
+void fill_in(Request& request, Validation& validation, const char* verb, const Find& find) {
+  Problems problems;
+  for (Row& row : request.rows) {
+    const std::optional<double> value = find(row);
+    if (!value) {
+      problems.add(row.quantity, fmt::format("'{}' is no number in the report", row.row.quantity),
+                   fmt::format("see `orrery {} --json -`", verb));
+      continue;
+    }
+    row.row.predicted = *value;
+    validation.rows.push_back(std::move(row.row));
   }
+  problems.throw_if_any();
+}
+
+Validation predict_generation(const std::string& file, Request request) {
+  GenerationScenario scenario = read_generation(request.scenario);
+  replace_profile(request, scenario.instance.profile);
+  Validation validation{.file = file, .name = request.name, .scenario = scenario.name};
+  rapidjson::Document report;
+  parse(report, to_json(study_generation(std::move(scenario))));
+  fill_in(request, validation, "generate",
+          [&](const Row& row) { return find_number(report, split(row.row.quantity)); });
+  return validation;
+}
+
+Validation predict(const std::string& file, Request request) {
+  if (request.generation) return predict_generation(file, std::move(request));
+  Scenario scenario = read_scenario(request.scenario);
+  replace_profile(request, scenario.profile);
   const auto wants_isolated = [](const Row& r) { return is_isolated(r.row.quantity); };
   std::vector<IsolatedCell> cells;
   if (std::any_of(request.rows.begin(), request.rows.end(), wants_isolated)) {
@@ -183,28 +228,20 @@ Validation predict(const std::string& file, Request request) {
   rapidjson::Document report;
   report.SetObject();
   if (!std::all_of(request.rows.begin(), request.rows.end(), wants_isolated)) {
-    report.Parse<rapidjson::kParseFullPrecisionFlag>(to_json(study_step(scenario).report).c_str());
+    parse(report, to_json(study_step(scenario).report));
   }
   Validation validation{.file = file, .name = request.name, .scenario = scenario.name};
-  for (Row& row : request.rows) {
+  fill_in(request, validation, "run", [&](const Row& row) {
     const auto path = split(row.row.quantity);
-    const auto value = wants_isolated(row) ? find_isolated(cells, path) : find_number(report, path);
-    if (!value) {
-      problems.add(row.quantity, fmt::format("'{}' is no number in the report", row.row.quantity),
-                   "see `orrery run --json -`");
-      continue;
-    }
-    row.row.predicted = *value;
-    validation.rows.push_back(std::move(row.row));
-  }
-  problems.throw_if_any();
+    return wants_isolated(row) ? find_isolated(cells, path) : find_number(report, path);
+  });
   return validation;
 }
 
 std::string format_value(double value, Dimension dimension) {
   if (dimension == Dimension::seconds) return format_seconds(value);
   if (dimension == Dimension::bytes) return format_bytes(value);
-  return format_count(value);
+  return std::abs(value) < 0.1 ? fmt::format("{:.3g}", value) : format_count(value);
 }
 
 }  // namespace

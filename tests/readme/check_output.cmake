@@ -11,9 +11,11 @@ if(NOT ORRERY)
 endif()
 set(run_command run scenarios/deepseek_v3_2048_h800.yaml)
 set(validation_command validate)
+set(generate_command generate scenarios/generation/deepseek_v3_decode.yaml)
+set(generation_command validate scenarios/generation/runs/published.yaml)
 
 file(READ ${ROOT}/README.md readme)
-foreach(name run validation)
+foreach(name run validation generate generation)
   execute_process(COMMAND ${ORRERY} ${${name}_command} WORKING_DIRECTORY ${ROOT}
                   OUTPUT_VARIABLE output ERROR_QUIET COMMAND_ERROR_IS_FATAL ANY)
   string(STRIP "${output}" output)
