@@ -291,7 +291,7 @@ StepCost step_cost(const Instance& instance, const GenerationStep& step) {
     if (const auto* a = std::get_if<CachedAttention>(&shape.work)) format = a->inputs;
     const double memory_s = bytes / device.memory_bytes_per_s;
     const double compute_s = flops / peak_flops_per_s(format, device);
-    if (std::max(memory_s, compute_s) < s / 2) {
+    if (std::max(memory_s, compute_s) < s / 4) {
       cost.launch_bound_s += s;
     } else {
       (memory_s >= compute_s ? cost.memory_bound_s : cost.compute_bound_s) += s;

@@ -101,9 +101,8 @@ struct StepCost {
   double exchange_s = 0;      ///< dispatch and combine
   double tensor_s = 0;        ///< tensor-parallel collectives
   double exposed_s = 0;       ///< of the step: no kernel computes
-  /// The kernels' time by what they need most of at the device's peak rates: bytes, or FLOPs, or,
-  /// where neither takes half of the time, launches (and what else keeps small kernels from the
-  /// peak).
+  /// The kernels' time by what they need most of at the device's peak rates, bytes or FLOPs, or, where
+  /// neither takes a quarter of the time, by launches and what else keeps small kernels from the peak.
   double memory_bound_s = 0;
   double compute_bound_s = 0;
   double launch_bound_s = 0;

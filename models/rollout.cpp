@@ -71,11 +71,15 @@ double prefill_seconds(const Instance& instance, const RolloutWork& work, double
   const std::int64_t tokens = work.prompt_tokens;
   if (tokens <= work.prefill_tokens) {
     const std::int64_t at_once = std::max<std::int64_t>(1, work.prefill_tokens / tokens);
-    const auto in_one =
-        static_cast<std::int64_t>(std::clamp(std::ceil(prompts), 1.0, real(at_once)));
-    const StepCost cost =
-        step_cost(instance, {.prefill = true, .sequences = in_one, .new_tokens = tokens});
-    return prompts / real(in_one) * cost.seconds;
+    const auto seconds_of = [&](std::int64_t sequences) {
+      if (sequences == 0) return 0.0;
+      return step_cost(instance, {.prefill = true, .sequences = sequences, .new_tokens = tokens})
+          .seconds;
+    };
+    // Whole steps, and one with what is left: replicas step together, so one prompt is a step.
+    const double whole = std::floor(prompts / real(at_once));
+    const auto rest = static_cast<std::int64_t>(std::ceil(prompts - whole * real(at_once)));
+    return whole * (whole > 0 ? seconds_of(at_once) : 0) + seconds_of(rest);
   }
   double seconds = 0;
   for (std::int64_t done = 0; done < tokens; done += work.prefill_tokens) {
@@ -84,7 +88,7 @@ double prefill_seconds(const Instance& instance, const RolloutWork& work, double
                                     .context = done})
                    .seconds;
   }
-  return prompts * seconds;
+  return std::ceil(prompts) * seconds;
 }
 
 }  // namespace

@@ -161,7 +161,7 @@ TEST_P(Rollouts, AgreeWithASimulationOfEverySequence) {
   double decode_s = 0;
   double tail_s = 0;
   double busy = 0;
-  constexpr int kRuns = 5;
+  constexpr int kRuns = 30;
   for (int run = 0; run < kRuns; ++run) {
     const Simulated s =
         simulate(instance, c.instances, work, e.slots, 100 + static_cast<std::uint64_t>(run));
