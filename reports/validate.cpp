@@ -241,7 +241,7 @@ Validation predict(const std::string& file, Request request) {
 std::string format_value(double value, Dimension dimension) {
   if (dimension == Dimension::seconds) return format_seconds(value);
   if (dimension == Dimension::bytes) return format_bytes(value);
-  return std::abs(value) < 0.1 ? fmt::format("{:.3g}", value) : format_count(value);
+  return std::abs(value) < 1 ? fmt::format("{:.3g}", value) : format_count(value);
 }
 
 }  // namespace
