@@ -385,6 +385,11 @@ GenerationScenario read_generation(const std::string& path) {
   return scenario;
 }
 
+GenerationScenario read_generation(const Node& root, Problems& problems) {
+  const std::string& file = root.at().file;
+  return read(root, file, std::filesystem::path(file).parent_path().string(), problems);
+}
+
 GenerationScenario read_generation_text(std::string text, const std::string& name,
                                         const std::string& directory) {
   Problems problems;

@@ -60,6 +60,8 @@ struct GenerationScenario {
 /// (InputError). A training scenario with a `generation` section will do: what concerns training is
 /// left alone.
 GenerationScenario read_generation(const std::string& path);
+/// As read_generation, of a map in some other file, to whose folder its paths are relative.
+GenerationScenario read_generation(const Node& root, Problems& problems);
 GenerationScenario read_generation_text(std::string text, const std::string& name,
                                         const std::string& directory);
 

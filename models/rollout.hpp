@@ -47,7 +47,7 @@ struct RolloutWork {
 
 struct RolloutEstimate {
   std::int64_t replicas = 0;  ///< of attention, on all GPUs together
-  std::int64_t slots = 0;     ///< sequences that one runs at once
+  std::int64_t slots = 0;     ///< sequences that one runs at once: what fits at the fullest moment
   double seconds = 0;         ///< from the first prefill to the end of the last sequence
   double gpu_seconds = 0;     ///< all GPUs, until the last sequence ends
   double prefill_s = 0;       ///< of `seconds`

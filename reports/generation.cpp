@@ -396,6 +396,7 @@ std::string to_json(const GenerationReport& report) {
       d("output_tokens", r->output_tokens);
       d("mean_sequences", r->mean_sequences);
       d("tokens_per_gpu_s", r->tokens_per_gpu_s());
+      d("tokens_per_s", r->output_tokens / r->seconds);
     }
     o.array("warnings", report.warnings, [&](const std::string& w) {
       o.writer().String(w.data(), static_cast<rapidjson::SizeType>(w.size()));

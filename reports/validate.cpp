@@ -110,7 +110,7 @@ struct Row {
 struct Request {
   std::string name;
   std::string scenario;
-  bool generation = false;  // the scenario is a serving plan
+  Node serving_plan;        // a map, or the path that names it; null: a training scenario
   std::string profile;      // empty: the scenario's
   std::vector<Row> rows;
 };
@@ -136,8 +136,14 @@ Row read_row(const Node& node, Problems& problems) {
 void read_request(MapReader& reader, const std::string& file, std::vector<Request>& requests) {
   Request request;
   request.name = reader.text("name");
-  request.generation = reader.has("generation");
-  request.scenario = resolve(file, reader.text(request.generation ? "generation" : "scenario"));
+  if (reader.has("generation")) {
+    request.serving_plan = reader.at("generation");
+    if (request.serving_plan.kind() == Node::Kind::scalar) {
+      request.scenario = resolve(file, reader.text("generation"));
+    }
+  } else {
+    request.scenario = resolve(file, reader.text("scenario"));
+  }
   if (reader.has("profile")) request.profile = resolve(file, reader.text("profile"));
   const Node rows = reader.require("rows");
   if (rows.kind() == Node::Kind::sequence) {
@@ -205,7 +211,14 @@ void fill_in(Request& request, Validation& validation, const char* verb, const F
 }
 
 Validation predict_generation(const std::string& file, Request request) {
-  GenerationScenario scenario = read_generation(request.scenario);
+  GenerationScenario scenario;
+  if (request.scenario.empty()) {
+    Problems problems;
+    scenario = read_generation(request.serving_plan, problems);
+    problems.throw_if_any();
+  } else {
+    scenario = read_generation(request.scenario);
+  }
   replace_profile(request, scenario.instance.profile);
   Validation validation{.file = file, .name = request.name, .scenario = scenario.name};
   rapidjson::Document report;
@@ -216,7 +229,7 @@ Validation predict_generation(const std::string& file, Request request) {
 }
 
 Validation predict(const std::string& file, Request request) {
-  if (request.generation) return predict_generation(file, std::move(request));
+  if (request.serving_plan.kind() != Node::Kind::null) return predict_generation(file, std::move(request));
   Scenario scenario = read_scenario(request.scenario);
   replace_profile(request, scenario.profile);
   const auto wants_isolated = [](const Row& r) { return is_isolated(r.row.quantity); };

@@ -209,6 +209,19 @@ TEST(Rollout, OfEqualLengthsIsAClosedForm) {
   EXPECT_DOUBLE_EQ(e.gpu_seconds, e.seconds);
 }
 
+TEST(Rollout, LeavesRoomForTheFullestMoment) {
+  // Sequences that start together are all at their longest together.
+  const Instance instance = small(1);
+  RolloutWork work{.prompts = 4000, .prompt_tokens = 500, .output = fixed_length(2000)};
+  EXPECT_EQ(estimate_rollout(instance, 1, work).slots,
+            most_sequences(instance, 2500, work.prefill_tokens));
+  // Of mixed lengths the short ones make room before the long ones are long.
+  work.output = {{{500, 0.75}, {2000, 0.25}}};
+  const std::int64_t slots = estimate_rollout(instance, 1, work).slots;
+  EXPECT_GT(slots, most_sequences(instance, 2500, work.prefill_tokens));
+  EXPECT_LT(slots, most_sequences(instance, 500, work.prefill_tokens));
+}
+
 TEST(Rollout, PrefillsSharedPromptsOnce) {
   const Instance instance = small(1);
   RolloutWork work{.prompts = 8,
