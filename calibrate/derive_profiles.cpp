@@ -45,8 +45,10 @@ GemmModel first_guess(const Device& d, NumberFormat format) {
 // ---- GEMM tables of 100,000 rows
 // ----------------------------------------------------------------------
 
-/// Rows with at least 128 in every dimension: training has no smaller GEMM worth a price.
-std::vector<GemmPoint> read_gemms(const TableFile& table, std::string_view type, int sms) {
+/// Rows with at least 128 in every dimension: training has no smaller GEMM worth a price. With `few`
+/// instead those of fewer rows m, which decoding has.
+std::vector<GemmPoint> read_gemms(const TableFile& table, std::string_view type, int sms,
+                                  bool few = false) {
   const std::size_t dtype = table.column("gemm_dtype");
   const std::array<std::size_t, 3> dims{table.column("m"), table.column("n"), table.column("k")};
   const std::size_t latency = table.column("latency");
@@ -63,7 +65,7 @@ std::vector<GemmPoint> read_gemms(const TableFile& table, std::string_view type,
                       .sms = sms,
                       .seconds = table.number(i, latency) * 1e-3,
                       .at = {}};
-    if (std::min({p.m, p.n, p.k}) >= 128) points.push_back(p);
+    if (std::min(p.n, p.k) >= 128 && (p.m < 128) == few) points.push_back(p);
   }
   return points;
 }
@@ -87,6 +89,9 @@ GemmTable from_rows(const TableFile& file, std::string_view type, NumberFormat f
   out.errors.push_back(error);
   std::erase_if(unseen, [](const GemmPoint& p) { return p.m < 2048; });
   out.errors.push_back(error_on(table, unseen, id + ", m >= 2048"));
+  // None of these is in the table: how far the skeleton carries to the few rows of a decode step.
+  out.errors.push_back(
+      error_on(table, read_gemms(file, type, profile.device.sms, true), id + ", m < 128"));
   table.spread = error.percentile_68;
   return table;
 }

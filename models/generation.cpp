@@ -127,12 +127,17 @@ bool over_network(const Instance& instance) {
 
 // ---- memory
 
+/// Bytes of a weight of a linear layer: in FP8 blocks it has a scale per 128 x 128.
+double weight_bytes(NumberFormat format) {
+  return format == NumberFormat::fp8_block ? 1 + 4.0 / (128 * 128) : bytes_per_element(format);
+}
+
 /// Bytes of the parameters of one layer on one GPU.
 double layer_bytes(const Instance& instance, bool moe) {
   const Model& model = instance.model;
   const ServingPlan& plan = instance.plan;
   const Attention& a = model.attention;
-  const double linear = bytes_per_element(plan.linear);
+  const double linear = weight_bytes(plan.linear);
   const double hidden = real(model.hidden);
   const double heads = real(a.heads / plan.tp);
   const LayerParameters p = count_layer(model, moe);
@@ -221,13 +226,13 @@ Program generation_program(const Instance& instance, const GenerationStep& step)
                step.sequences, step.new_tokens);
   const ServingPlan& plan = instance.plan;
   const std::vector<GenerationBatch> batches = micro_batches(instance, step);
-  const bool shared_sms = batches.size() > 1 && over_network(instance);
+  // Normal exchanges hold SMs, which computation beside them lacks.
+  const bool normal = plan.exchange(step.prefill) == ExchangeMode::normal;
+  const int exchange_sms = over_network(instance) && normal ? plan.communication_sms : 0;
+  const int compute_sms =
+      exchange_sms > 0 && batches.size() > 1 ? instance.profile.device.sms - exchange_sms : 0;
   ProgramBuilder builder({plan.gpus()});
-  Stamper stamper(builder,
-                  shared_sms && plan.communication_sms > 0
-                      ? instance.profile.device.sms - plan.communication_sms
-                      : 0,
-                  plan.communication_sms);
+  Stamper stamper(builder, compute_sms, exchange_sms);
   std::vector<std::vector<Turn>> turns;
   for (const GenerationBatch& batch : batches) turns.push_back(turns_of(instance, batch));
   std::vector<std::optional<OpId>> last(batches.size());
@@ -286,7 +291,7 @@ StepCost step_cost(const Instance& instance, const GenerationStep& step) {
     if (const auto* a = std::get_if<CachedAttention>(&shape.work)) format = a->inputs;
     const double memory_s = bytes / device.memory_bytes_per_s;
     const double compute_s = flops / peak_flops_per_s(format, device);
-    if (std::max(memory_s, compute_s) < s / 2) {
+    if (std::max(memory_s, compute_s) < s / 4) {
       cost.launch_bound_s += s;
     } else {
       (memory_s >= compute_s ? cost.memory_bound_s : cost.compute_bound_s) += s;
@@ -331,7 +336,7 @@ std::int64_t ServingMemory::sequences(double tokens_each) const {
   return static_cast<std::int64_t>(std::min(1e9, std::floor(left_for_cache() / each)));
 }
 
-ServingMemory serving_memory(const Instance& instance, std::int64_t step_tokens) {
+ServingMemory serving_memory(const Instance& instance, const LargestSteps& steps) {
   const Model& model = instance.model;
   const ServingPlan& plan = instance.plan;
   ServingMemory memory;
@@ -344,14 +349,15 @@ ServingMemory serving_memory(const Instance& instance, std::int64_t step_tokens)
     if (layers + of_mtp > 0)
       memory.weights_bytes += real(layers + of_mtp) * layer_bytes(instance, moe);
   }
-  memory.weights_bytes += real(modules) * bytes_per_element(plan.linear) * 2 * hidden * hidden;
+  memory.weights_bytes += real(modules) * weight_bytes(plan.linear) * 2 * hidden * hidden;
   const ParameterCount count = count_parameters(model);
   memory.weights_bytes += 2 * real(count.embedding + count.head) / real(plan.tp);
 
-  const double tokens = real(step_tokens);
-  memory.buffer_bytes = activation_bytes(instance, tokens / real(plan.micro_batches));
-  if (over_network(instance) && plan.exchange == ExchangeMode::low_latency) {
-    const double each = std::ceil(tokens / real(plan.micro_batches) / real(plan.tp));
+  const double parts = real(plan.micro_batches);
+  memory.buffer_bytes =
+      activation_bytes(instance, real(std::max(steps.prefill_tokens, steps.decode_tokens)) / parts);
+  if (over_network(instance) && plan.decode_exchange == ExchangeMode::low_latency) {
+    const double each = std::ceil(real(steps.decode_tokens) / parts / real(plan.tp));
     memory.buffer_bytes += low_latency_buffer_bytes(
         each, hidden, real(model.moe->routed_experts + plan.redundant_experts));
   }
@@ -362,6 +368,20 @@ ServingMemory serving_memory(const Instance& instance, std::int64_t step_tokens)
   }
   memory.cache_bytes_per_token = real(model.layers + modules) * layer;
   return memory;
+}
+
+std::int64_t most_sequences(const Instance& instance, double tokens_each,
+                            std::int64_t prefill_tokens) {
+  std::int64_t low = 0;  // fits
+  std::int64_t high = std::int64_t{1} << 20;
+  while (high - low > 1) {
+    const std::int64_t middle = low + (high - low) / 2;
+    const ServingMemory memory = serving_memory(
+        instance, {.prefill_tokens = prefill_tokens,
+                   .decode_tokens = middle * (1 + instance.plan.speculation.drafts)});
+    (memory.sequences(tokens_each) >= middle ? low : high) = middle;
+  }
+  return low;
 }
 
 namespace {

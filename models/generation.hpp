@@ -52,7 +52,7 @@ struct ServingPlan {
   NumberFormat linear = NumberFormat::bf16;    ///< operands of linear layers, and their weights
   NumberFormat cache = NumberFormat::bf16;     ///< keys and values, or latents
   NumberFormat dispatch = NumberFormat::bf16;  ///< tokens on their way to experts
-  ExchangeMode exchange = ExchangeMode::normal;
+  ExchangeMode decode_exchange = ExchangeMode::normal;  ///< prompts always go by the normal one
   int communication_sms = 0;       ///< that normal exchanges hold while they overlap computation
   std::int64_t micro_batches = 1;  ///< 2: one's exchanges behind the other's computation (3.4)
   double busiest = 1;              ///< rows of the busiest GPU's experts over the mean
@@ -60,6 +60,9 @@ struct ServingPlan {
   Speculation speculation;
 
   std::int64_t gpus() const { return tp * dp; }
+  ExchangeMode exchange(bool prefill) const {
+    return prefill ? ExchangeMode::normal : decode_exchange;
+  }
   friend bool operator==(const ServingPlan&, const ServingPlan&) = default;
 };
 
@@ -98,9 +101,8 @@ struct StepCost {
   double exchange_s = 0;      ///< dispatch and combine
   double tensor_s = 0;        ///< tensor-parallel collectives
   double exposed_s = 0;       ///< of the step: no kernel computes
-  /// The kernels' time by what they need most of at the device's peak rates: bytes, or FLOPs, or,
-  /// where neither takes half of the time, launches (and what else keeps small kernels from the
-  /// peak).
+  /// The kernels' time by what they need most of at the device's peak rates, bytes or FLOPs, or, where
+  /// neither takes a quarter of the time, by launches and what else keeps small kernels from the peak.
   double memory_bound_s = 0;
   double compute_bound_s = 0;
   double launch_bound_s = 0;
@@ -119,7 +121,7 @@ Program generation_program(const Instance& instance, const GenerationStep& step)
 /// attention.
 struct ServingMemory {
   double weights_bytes = 0;
-  double buffer_bytes = 0;  ///< of the exchange, and activations of the largest step
+  double buffer_bytes = 0;  ///< of low-latency exchanges, and activations of the largest step
   double cache_bytes_per_token = 0;
   double usable_bytes = 0;
 
@@ -127,8 +129,16 @@ struct ServingMemory {
   /// Sequences of a replica that fit with so many tokens each; 0 where not even one does.
   std::int64_t sequences(double tokens_each) const;
 };
-/// `step_tokens`: new tokens of a replica's largest step.
-ServingMemory serving_memory(const Instance& instance, std::int64_t step_tokens);
+/// New tokens of a replica in its largest steps.
+struct LargestSteps {
+  std::int64_t prefill_tokens = 0;
+  std::int64_t decode_tokens = 1;
+};
+ServingMemory serving_memory(const Instance& instance, const LargestSteps& steps);
+/// The most sequences of so many tokens each that a replica can decode at once beside prefill steps
+/// of `prefill_tokens`: the buffers of a decode step grow with it too.
+std::int64_t most_sequences(const Instance& instance, double tokens_each,
+                            std::int64_t prefill_tokens);
 
 /// Cached bytes of a token in one layer (an indexer's key included, which is in FP8 with a scale),
 /// and in all layers without MTP modules; of the whole model, not of one tensor-parallel rank.

@@ -214,7 +214,6 @@ void index(Chain& p, const Indexer& indexer, const Mla& mla) {
   } else {
     p.add("index scores", CachedAttention{.inputs = NumberFormat::fp8_tensor,
                                           .cache = NumberFormat::fp8_block,
-                                          .latent = true,
                                           .batch = b.sequences,
                                           .heads = indexer.heads,
                                           .kv_heads = 1,
@@ -356,7 +355,7 @@ ExpertExchange exchange(const Chain& p, bool combine) {
   const Moe& moe = *p.model().moe;
   const ServingPlan& plan = p.plan();
   return {.combine = combine,
-          .low_latency = plan.exchange == ExchangeMode::low_latency,
+          .low_latency = plan.exchange(p.batch().prefill) == ExchangeMode::low_latency,
           .format = combine ? NumberFormat::bf16 : plan.dispatch,
           .new_layout = !combine,
           .tokens = p.local_tokens(),
@@ -390,7 +389,7 @@ void experts(Chain& p) {
   const ServingPlan& plan = p.plan();
   const std::int64_t hidden = p.model().hidden;
   const bool apart = plan.ep > 1;
-  const bool packed = apart && plan.exchange == ExchangeMode::low_latency;
+  const bool packed = apart && plan.exchange(p.batch().prefill) == ExchangeMode::low_latency;
   if (moe.shared_intermediate > 0) {
     // Beside experts on other GPUs each GPU has all of the shared ones for its own tokens.
     const std::int64_t width = moe.shared_intermediate / (apart ? 1 : p.tp());
@@ -417,7 +416,8 @@ void experts(Chain& p) {
 }  // namespace
 
 bool is_attention_core(const Shape& shape) {
-  return shape.label == "attention core" || shape.label == "index scores";
+  return shape.label == "attention core" || shape.label == "index scores" ||
+         shape.label == "index top-k";
 }
 
 GenerationLayer generation_layer(const Instance& instance, const GenerationBatch& batch, bool moe) {
@@ -431,7 +431,7 @@ GenerationLayer generation_layer(const Instance& instance, const GenerationBatch
   if (moe) route(p);
   const bool apart = moe && instance.plan.ep > 1;
   // The low-latency dispatch writes FP8 itself.
-  if (apart && instance.plan.exchange == ExchangeMode::normal) {
+  if (apart && instance.plan.exchange(batch.prefill) == ExchangeMode::normal) {
     p.quantize("expert input", p.local_tokens(), instance.model.hidden);
   }
   layer.attention = p.take();

@@ -39,8 +39,8 @@ Work generation_head(const Instance& instance, const GenerationBatch& batch);
 /// The front of an MTP module: norms, concatenation and projection 2h -> h.
 Work generation_mtp_front(const Instance& instance, const GenerationBatch& batch);
 
-/// The attention of one layer over what is cached (and, in prefill, the new tokens themselves): the
-/// last of `attention`'s items that is no projection, for those who want it alone.
+/// Of a layer's kernels those whose time follows the context: attention itself, and the indexer's
+/// scores and choice.
 bool is_attention_core(const Shape& shape);
 
 }  // namespace orrery

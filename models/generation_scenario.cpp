@@ -109,12 +109,13 @@ class GenerationReader {
   }
 
   void read_exchange(ServingPlan& plan, const Workload& work) {
-    plan.exchange = reader_.choice_or<ExchangeMode>(
-        "exchange", work.prefill ? ExchangeMode::normal : ExchangeMode::low_latency,
+    plan.decode_exchange = reader_.choice_or<ExchangeMode>(
+        "exchange", plan.ep > 1 ? ExchangeMode::low_latency : ExchangeMode::normal,
         {{"normal", ExchangeMode::normal}, {"low_latency", ExchangeMode::low_latency}});
-    const bool normal = plan.exchange == ExchangeMode::normal;
-    plan.communication_sms = static_cast<int>(
-        reader_.integer_or("communication_sms", normal && plan.ep > 1 ? 20 : 0, 1, 1024));
+    const bool normal = work.prefill || plan.decode_exchange == ExchangeMode::normal;
+    const bool holds = plan.ep > 1 && normal;
+    plan.communication_sms =
+        static_cast<int>(reader_.integer_or("communication_sms", holds ? 20 : 0, 1, 1024));
     for (const char* key : {"exchange", "communication_sms"}) {
       if (plan.ep == 1 && reader_.has(key)) {
         problems_.add(reader_.at(key), fmt::format("'{}' needs experts on other GPUs", key),
@@ -265,7 +266,9 @@ class GenerationReader {
     const Attention& a = model_->attention;
     const Node tp = place("layout", "tp");
     divides(tp, "tp", plan.tp, "heads", a.heads);
-    if (!a.mla && plan.tp > a.kv_heads && plan.tp % a.kv_heads != 0) {
+    if (!a.mla && plan.tp <= a.kv_heads) {
+      divides(tp, "tp", plan.tp, "key-value heads", a.kv_heads);
+    } else if (!a.mla && plan.tp % a.kv_heads != 0) {
       problems_.add(tp,
                     fmt::format("tp {} is no multiple of {} key-value heads", plan.tp, a.kv_heads));
     }
@@ -280,6 +283,10 @@ class GenerationReader {
       }
     } else {
       const std::int64_t copies = model_->moe->routed_experts + plan.redundant_experts;
+      if (plan.ep == 1 && plan.redundant_experts > 0) {
+        problems_.add(place("layout", "redundant_experts"),
+                      "with all experts on every GPU there is nothing to copy", "say ep in layout");
+      }
       if (plan.ep == 1)
         divides(tp, "tp", plan.tp, "expert_intermediate", model_->moe->expert_intermediate);
       if (copies % plan.ep != 0) {
@@ -358,7 +365,7 @@ GenerationScenario read(const Node& document, const std::string& file, const Ove
                    intact.cluster ? &parts.cluster : nullptr,
                    intact.device ? &parts.profile.device : nullptr, problems)
       .read(scenario);
-  for (const char* key : {"plan", "stragglers", "training", "reliability", "set"}) reader.allow(key);
+  for (const char* key : {"plan", "stragglers", "training", "reliability", "search", "set"}) reader.allow(key);
   reader.finish();
   if (problems.empty()) report_without_effect(root, problems);
   scenario.name = std::move(parts.name);
@@ -376,6 +383,11 @@ GenerationScenario read_generation(const std::string& path, const Overrides& ove
   GenerationScenario scenario = read(read_document(path, problems), path, overrides, problems);
   problems.throw_if_any();
   return scenario;
+}
+
+GenerationScenario read_generation(const Node& root, const Overrides& overrides,
+                                   Problems& problems) {
+  return read(root, root.at().file, overrides, problems);
 }
 
 GenerationScenario read_generation_text(std::string text, const std::string& name,

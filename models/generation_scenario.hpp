@@ -7,19 +7,15 @@
 //     precision: bf16 | fp8, or {linear, cache, dispatch: bf16 | fp8_tensor | fp8_block} (bf16; fp8
 //     is
 //                linear and dispatch in fp8_block with a BF16 cache)
-//     exchange: normal | low_latency (of decode low_latency, else normal), with ep above 1
-//     communication_sms: that normal exchanges hold (20)
-//     micro_batches: 1 | 2 (1)
-//     busiest: rows of the busiest GPU's experts over the mean (1)
-//     usable_memory: share of the device's (90 %)
-//     mtp: {drafts (1), acceptance} (none)
-//     prompt, output: mean tokens of a request; cached: of its prompt, found in the cache (0)
-//     context: mean tokens in the cache during decode (prompt + output / 2)
-//     prompts: prefilled at once by a replica (1)
-//     batch: sequences of a replica in decode, or max: what its memory holds (max)
-//     contexts: list of contexts to show costs at (none)
-//     dollars_per_gpu_hour: to show costs in (none)
-//     rollout: {prompts, outputs_per_prompt (1), instances (what the cluster holds),
+//     exchange: of decode, with ep above 1: normal | low_latency (low_latency); prefill has the
+//     normal communication_sms: that normal exchanges hold (20) micro_batches: 1 | 2 (1) busiest:
+//     rows of the busiest GPU's experts over the mean (1) usable_memory: share of the device's (90
+//     %) mtp: {drafts (1), acceptance} (none) prompt, output: mean tokens of a request; cached: of
+//     its prompt, found in the cache (0) context: mean tokens in the cache during decode (prompt +
+//     output / 2) prompts: prefilled at once by a replica (1) batch: sequences of a replica in
+//     decode, or max: what its memory holds (max) contexts: list of contexts to show costs at
+//     (none) dollars_per_gpu_hour: to show costs in (none) rollout: {prompts, outputs_per_prompt
+//     (1), instances (what the cluster holds),
 //               output: tokens | {mean, p95, most} | [[tokens, share], ...]} (none)
 
 #include <optional>
@@ -66,6 +62,9 @@ struct GenerationScenario {
 /// left alone.
 /// `overrides` come after those under the file's own key `set`.
 GenerationScenario read_generation(const std::string& path, const Overrides& overrides = {});
+/// As read_generation, of a map in some other file, to whose folder its paths are relative.
+GenerationScenario read_generation(const Node& root, const Overrides& overrides,
+                                   Problems& problems);
 GenerationScenario read_generation_text(std::string text, const std::string& name,
                                         const std::string& directory);
 

@@ -40,7 +40,7 @@ struct Durations {
 
 /// A length between two whole numbers of slices is split between them, so that the mean is kept.
 Durations slices_of(const LengthDistribution& output, double tokens_per_step) {
-  constexpr double kSlices = 1024;
+  constexpr double kSlices = 512;
   const double longest = real(output.longest()) / tokens_per_step;
   Durations d;
   d.steps_per_slice = std::max(1.0, longest / kSlices);
@@ -60,16 +60,26 @@ Durations slices_of(const LengthDistribution& output, double tokens_per_step) {
   return d;
 }
 
+/// Mean of the largest of so many standard normal numbers (Blom, Statistical Estimates and
+/// Transformed Beta-Variables, 1958).
+double mean_largest(double count) {
+  return count < 2 ? 0 : normal_quantile((count - 0.375) / (count + 0.25));
+}
+
 /// Seconds in which a replica prefills so many prompts, as many at once as a step takes.
 double prefill_seconds(const Instance& instance, const RolloutWork& work, double prompts) {
   const std::int64_t tokens = work.prompt_tokens;
   if (tokens <= work.prefill_tokens) {
     const std::int64_t at_once = std::max<std::int64_t>(1, work.prefill_tokens / tokens);
-    const auto in_one =
-        static_cast<std::int64_t>(std::clamp(std::ceil(prompts), 1.0, real(at_once)));
-    const StepCost cost =
-        step_cost(instance, {.prefill = true, .sequences = in_one, .new_tokens = tokens});
-    return prompts / real(in_one) * cost.seconds;
+    const auto seconds_of = [&](std::int64_t sequences) {
+      if (sequences == 0) return 0.0;
+      return step_cost(instance, {.prefill = true, .sequences = sequences, .new_tokens = tokens})
+          .seconds;
+    };
+    // Whole steps, and one with what is left: replicas step together, so one prompt is a step.
+    const double whole = std::floor(prompts / real(at_once));
+    const auto rest = static_cast<std::int64_t>(std::ceil(prompts - whole * real(at_once)));
+    return whole * (whole > 0 ? seconds_of(at_once) : 0) + seconds_of(rest);
   }
   double seconds = 0;
   for (std::int64_t done = 0; done < tokens; done += work.prefill_tokens) {
@@ -78,7 +88,65 @@ double prefill_seconds(const Instance& instance, const RolloutWork& work, double
                                     .context = done})
                    .seconds;
   }
-  return prompts * seconds;
+  return std::ceil(prompts) * seconds;
+}
+
+/// What is under way in one slice, on all replicas together, and what still waits.
+struct Slice {
+  double alive = 0;
+  double context = 0;  ///< mean tokens of a sequence, prompt included
+  double waiting = 0;
+};
+
+/// From the start of the first to the end of the last of so many sequences in so many slots.
+std::vector<Slice> course_of(const Durations& d, double slots, double sequences, double prompt,
+                             double tokens_per_slice) {
+  std::vector<Slice> course;
+  std::vector<double> starts;
+  double waiting = sequences;
+  for (std::size_t n = 0;; ++n) {
+    double alive = 0;
+    double age = 0;
+    double ended = 0;
+    for (std::size_t k = std::min(n, d.alive.size() - 1); k >= 1; --k) {
+      const double started = starts[n - k];
+      alive += started * d.alive[k];
+      age += started * d.alive[k] * (static_cast<double>(k) + 0.5);
+      ended += started * d.ends[k];
+    }
+    const double started = std::min(waiting, n == 0 ? slots : ended);
+    starts.push_back(started);
+    waiting -= started;
+    alive += started;
+    age += 0.5 * started;
+    if (alive < 1e-3) return course;
+    course.push_back({alive, prompt + age / alive * tokens_per_slice, waiting});
+  }
+}
+
+/// The most sequences of a replica whose caches fit at every moment of the course that they take; 0
+/// where not even one does.
+std::int64_t slots_that_fit(const Instance& instance, const RolloutWork& work, const Durations& d,
+                            double replicas, double tokens_per_slice) {
+  const double prompt = real(work.prompt_tokens);
+  const double sequences = real(work.sequences());
+  std::int64_t most = std::llround(std::ceil(sequences / replicas));
+  if (work.most_sequences > 0) most = std::min(most, work.most_sequences);
+  const auto fits = [&](std::int64_t slots) {
+    double peak = 0;
+    for (const Slice& s :
+         course_of(d, real(slots) * replicas, sequences, prompt, tokens_per_slice)) {
+      peak = std::max(peak, s.alive * s.context);
+    }
+    return most_sequences(instance, peak / (real(slots) * replicas), work.prefill_tokens) >= slots;
+  };
+  std::int64_t low = 0;  // fits
+  std::int64_t high = most + 1;
+  while (high - low > 1) {
+    const std::int64_t middle = low + (high - low) / 2;
+    (fits(middle) ? low : high) = middle;
+  }
+  return low;
 }
 
 }  // namespace
@@ -144,62 +212,45 @@ RolloutEstimate estimate_rollout(const Instance& instance, std::int64_t instance
   RolloutEstimate e;
   e.replicas = instances * plan.dp;
   const double replicas = real(e.replicas);
-  const double wanted = std::ceil(real(work.sequences()) / replicas);
-
-  // In the long run a sequence is met at the age E[L^2] / 2 E[L] on average.
   const double prompt = real(work.prompt_tokens);
-  const double mean_context = prompt + work.output.mean_square() / (2 * work.output.mean());
-  const ServingMemory memory =
-      serving_memory(instance, std::max<std::int64_t>(work.prefill_tokens / plan.tp, 1));
-  const std::int64_t fit = memory.sequences(mean_context);
-  if (fit == 0) {
-    throw std::runtime_error(fmt::format(
-        "a GPU's {} do not hold weights ({}), buffers ({}) and the cache of one sequence of {:.0f} "
-        "tokens",
-        format_bytes(memory.usable_bytes), format_bytes(memory.weights_bytes),
-        format_bytes(memory.buffer_bytes), mean_context));
+  const Durations d = slices_of(work.output, per_step);
+  const double tokens_per_slice = d.steps_per_slice * per_step;
+  e.slots = slots_that_fit(instance, work, d, replicas, tokens_per_slice);
+  if (e.slots == 0) {
+    const ServingMemory memory =
+        serving_memory(instance, {.prefill_tokens = work.prefill_tokens, .decode_tokens = 1});
+    throw std::runtime_error(
+        fmt::format("a GPU's {} do not hold weights ({}), buffers ({}) and the cache of one "
+                    "sequence of {} tokens",
+                    format_bytes(memory.usable_bytes), format_bytes(memory.weights_bytes),
+                    format_bytes(memory.buffer_bytes), work.prompt_tokens + work.output.longest()));
   }
-  e.slots = std::min(fit, static_cast<std::int64_t>(wanted));
-  if (work.most_sequences > 0) e.slots = std::min(e.slots, work.most_sequences);
 
   const double prompts = real(work.share_prompts ? work.prompts : work.sequences());
   e.prefill_s = prefill_seconds(instance, work, prompts / replicas);
 
-  const Durations d = slices_of(work.output, per_step);
   DecodeTimes times(instance);
-  std::vector<double> starts;
-  double queue = real(work.sequences());
   double occupied = 0;  // sequences of a replica x seconds
   double decode_s = 0;
   double until_last_start = 0;
-  for (std::size_t n = 0;; ++n) {
-    double alive = 0;
-    double age = 0;
-    double ended = 0;
-    const std::size_t first = n > d.alive.size() ? n - d.alive.size() : 0;
-    for (std::size_t m = first; m < n; ++m) {
-      const std::size_t k = n - m;
-      if (k >= d.alive.size()) continue;
-      alive += starts[m] * d.alive[k];
-      age += starts[m] * d.alive[k] * (real(static_cast<std::int64_t>(k)) + 0.5);
-      ended += starts[m] * d.ends[k];
-    }
-    const double started = std::min(queue, n == 0 ? real(e.slots) * replicas : ended);
-    starts.push_back(started);
-    queue -= started;
-    alive += started;
-    age += 0.5 * started;
-    if (alive < 1e-3) break;
+  for (const Slice& slice :
+       course_of(d, real(e.slots) * replicas, real(work.sequences()), prompt, tokens_per_slice)) {
     // With few left on an instance, it still steps as long as there is any; likewise all instances.
-    const double of_instance = alive / real(instances);
+    const double of_instance = slice.alive / real(instances);
     const double any_here = -std::expm1(-of_instance);
-    const double any = -std::expm1(-alive);
-    const double sequences = std::max(1.0, of_instance / any_here / real(plan.dp));
-    const double context = prompt + age / alive * d.steps_per_slice * per_step;
-    const double slice_s = d.steps_per_slice * times.seconds(sequences, context) * any;
+    const double any = -std::expm1(-slice.alive);
+    // Full replicas are alike. Once nothing follows, what is left on each is a binomial number, and
+    // the one with the most sets the pace of its instance.
+    double sequences = of_instance / any_here / real(plan.dp);
+    if (slice.waiting <= 0) {
+      const double left = std::min(1.0, sequences / real(e.slots));
+      sequences += mean_largest(real(plan.dp)) * std::sqrt(sequences * (1 - left));
+    }
+    sequences = std::clamp(sequences, 1.0, real(e.slots));
+    const double slice_s = d.steps_per_slice * times.seconds(sequences, slice.context) * any;
     decode_s += slice_s;
-    occupied += alive / replicas * slice_s;
-    if (queue > 0 || n == 0) until_last_start = decode_s;
+    occupied += slice.alive / replicas * slice_s;
+    if (slice.waiting > 0) until_last_start = decode_s;
   }
   e.seconds = e.prefill_s + decode_s;
   e.gpu_seconds = e.seconds * real(instances * plan.gpus());

@@ -47,7 +47,7 @@ struct RolloutWork {
 
 struct RolloutEstimate {
   std::int64_t replicas = 0;  ///< of attention, on all GPUs together
-  std::int64_t slots = 0;     ///< sequences that one runs at once
+  std::int64_t slots = 0;     ///< sequences that one runs at once: what fits at the fullest moment
   double seconds = 0;         ///< from the first prefill to the end of the last sequence
   double gpu_seconds = 0;     ///< all GPUs, until the last sequence ends
   double prefill_s = 0;       ///< of `seconds`
@@ -61,9 +61,9 @@ struct RolloutEstimate {
 /// Expected course of a rollout on `instances` copies of an instance (each plan.gpus() GPUs), which
 /// take prompts as slots become free and prefill them in between. A renewal equation over the age
 /// of sequences, without drawing any: those that start in an interval are those that end in it, as
-/// long as there are some left; a sequence's end follows from when it started. All replicas are
-/// taken to have the mean number of sequences. Throws std::runtime_error where the memory holds no
-/// sequence.
+/// long as there are some left; a sequence's end follows from when it started. An
+/// instance's replicas step together, as slowly as the one with the most sequences left. Throws
+/// std::runtime_error where the memory holds no sequence.
 RolloutEstimate estimate_rollout(const Instance& instance, std::int64_t instances,
                                  const RolloutWork& work);
 

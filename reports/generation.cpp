@@ -34,12 +34,14 @@ GenerationStep decode_step(const GenerationScenario& scenario, std::int64_t sequ
           .context = static_cast<std::int64_t>(scenario.workload.mean_context())};
 }
 
-/// New tokens of a replica's largest step, decode's batch being at least this.
-std::int64_t largest_step(const GenerationScenario& scenario, std::int64_t sequences) {
-  const Workload& work = scenario.workload;
-  const std::int64_t decode = sequences * (1 + scenario.instance.plan.speculation.drafts);
-  return std::max(work.prefill ? work.prompts * (work.prompt - work.cached) : 1,
-                  work.decode ? decode : 1);
+std::int64_t prefill_tokens(const Workload& work) {
+  return work.prefill ? work.prompts * (work.prompt - work.cached) : 0;
+}
+
+LargestSteps largest_steps(const GenerationScenario& scenario, std::int64_t sequences) {
+  const std::int64_t each = 1 + scenario.instance.plan.speculation.drafts;
+  return {.prefill_tokens = prefill_tokens(scenario.workload),
+          .decode_tokens = scenario.workload.decode ? sequences * each : 1};
 }
 
 [[noreturn]] void does_not_fit(const GenerationScenario& scenario, const ServingMemory& memory,
@@ -52,18 +54,6 @@ std::int64_t largest_step(const GenerationScenario& scenario, std::int64_t seque
                   scenario.instance.profile.device.name),
       "more tp, ep or FP8 make the weights of a GPU smaller; fewer tokens at once the buffers",
       ""}});
-}
-
-/// The largest batch that fits, whose step's buffers grow with it.
-std::int64_t most_sequences(const GenerationScenario& scenario, double tokens_each) {
-  std::int64_t low = 0;  // fits
-  std::int64_t high = std::int64_t{1} << 20;
-  while (high - low > 1) {
-    const std::int64_t middle = low + (high - low) / 2;
-    const ServingMemory memory = serving_memory(scenario.instance, largest_step(scenario, middle));
-    (memory.sequences(tokens_each) >= middle ? low : high) = middle;
-  }
-  return low;
 }
 
 void study_prefill(GenerationReport& report) {
@@ -84,7 +74,8 @@ void study_prefill(GenerationReport& report) {
 void study_decode(GenerationReport& report) {
   const GenerationScenario& s = report.scenario;
   DecodeReport d;
-  d.most_sequences = most_sequences(s, s.workload.mean_context());
+  d.most_sequences =
+      most_sequences(s.instance, s.workload.mean_context(), prefill_tokens(s.workload));
   if (d.most_sequences == 0) {
     does_not_fit(s, report.memory, "not one sequence fits");
   }
@@ -96,7 +87,7 @@ void study_decode(GenerationReport& report) {
   d.tokens_per_node_s = d.tokens_per_gpu_s * real(s.instance.cluster.gpus_per_node);
   d.dollars_per_million =
       dollars_per_million(1 / d.tokens_per_gpu_s, s.workload.dollars_per_gpu_hour);
-  report.memory = serving_memory(s.instance, largest_step(s, d.step.sequences));
+  report.memory = serving_memory(s.instance, largest_steps(s, d.step.sequences));
   d.cache_bytes =
       report.memory.cache_bytes_per_token * real(d.step.sequences) * real(d.step.context);
   if (d.step.sequences > d.most_sequences) {
@@ -108,14 +99,28 @@ void study_decode(GenerationReport& report) {
   report.decode = d;
 }
 
+/// A prefill step of as many tokens whose mean position is the one asked for: the chunk around it,
+/// or near the start so many shorter prompts.
+GenerationStep around(GenerationStep step, std::int64_t position) {
+  constexpr std::int64_t kShortest = 256;
+  if (2 * position >= step.new_tokens) {
+    step.context = position - step.new_tokens / 2;
+    return step;
+  }
+  const std::int64_t tokens = step.sequences * step.new_tokens;
+  step.context = 0;
+  step.new_tokens = std::min(step.new_tokens, std::max(kShortest, 2 * position));
+  step.sequences = std::max<std::int64_t>(1, tokens / step.new_tokens);
+  return step;
+}
+
 void study_contexts(GenerationReport& report) {
   const GenerationScenario& s = report.scenario;
   const double tp = real(s.instance.plan.tp);
   for (const std::int64_t context : s.workload.contexts) {
     ContextCost c{.context = context};
     if (report.prefill) {
-      GenerationStep step = report.prefill->step;
-      step.context = context;
+      const GenerationStep step = around(report.prefill->step, context);
       c.prefill_s_per_token =
           step_cost(s.instance, step).seconds * tp / real(step.sequences * step.new_tokens);
     }
@@ -131,6 +136,10 @@ void study_contexts(GenerationReport& report) {
         dollars_per_million(c.prefill_s_per_token, s.workload.dollars_per_gpu_hour);
     c.decode_dollars_per_million =
         dollars_per_million(c.decode_s_per_token, s.workload.dollars_per_gpu_hour);
+    const ContextCost& first = report.contexts.empty() ? c : report.contexts.front();
+    c.prefill_dollars_above_first =
+        c.prefill_dollars_per_million - first.prefill_dollars_per_million;
+    c.decode_dollars_above_first = c.decode_dollars_per_million - first.decode_dollars_per_million;
     report.contexts.push_back(c);
   }
 }
@@ -150,11 +159,10 @@ std::string plan_text(const GenerationScenario& s) {
     if (p.redundant_experts > 0) text += fmt::format(", {} redundant experts", p.redundant_experts);
   }
   text += fmt::format("; weights {}, cache {}", name_of(p.linear), name_of(p.cache));
-  if (p.ep > 1) {
-    text += fmt::format(
-        "; {} exchange{}", p.exchange == ExchangeMode::normal ? "normal" : "low-latency",
-        p.communication_sms > 0 ? fmt::format(" on {} SMs", p.communication_sms) : "");
+  if (p.ep > 1 && s.workload.decode && p.decode_exchange == ExchangeMode::low_latency) {
+    text += "; low-latency exchange";
   }
+  if (p.communication_sms > 0) text += fmt::format("; exchange on {} SMs", p.communication_sms);
   if (p.micro_batches > 1) text += fmt::format("; {} micro-batches overlapped", p.micro_batches);
   if (p.speculation.drafts > 0) {
     text += fmt::format("; {} draft{} accepted at {:.3g} %", p.speculation.drafts,
@@ -180,12 +188,39 @@ void add_cost_rows(std::vector<std::vector<std::string>>& rows, const StepCost& 
   row("tensor-parallel collectives", c.tensor_s);
   row("nothing computes", c.exposed_s);
   rows.push_back({"limited by", std::string(name_of(c.limit)), ""});
+  rows.push_back({"error known of the prices", fmt::format("+-{:.0f} %", 100 * c.spread), ""});
 }
 
 std::string step_text(const StepCost& c) {
   std::vector<std::vector<std::string>> rows{{"in a step", "time", "of it"}};
   add_cost_rows(rows, c);
   return format_table(rows, "lrr", "  ");
+}
+
+std::string contexts_text(const GenerationReport& report) {
+  const bool dollars = report.scenario.workload.dollars_per_gpu_hour > 0;
+  std::vector<std::vector<std::string>> rows{{"context"}};
+  const auto column = [&](std::size_t row, std::string cell) {
+    rows[row].push_back(std::move(cell));
+  };
+  for (const ContextCost& c : report.contexts) rows.push_back({fmt::format("{}", c.context)});
+  const auto columns = [&](const char* phase, auto seconds, auto price) {
+    column(0, phase);
+    if (dollars) column(0, "$ a million");
+    for (std::size_t i = 0; i < report.contexts.size(); ++i) {
+      column(i + 1, format_seconds(report.contexts[i].*seconds));
+      if (dollars) column(i + 1, fmt::format("{:.4f}", report.contexts[i].*price));
+    }
+  };
+  if (report.prefill) {
+    columns("prefill", &ContextCost::prefill_s_per_token,
+            &ContextCost::prefill_dollars_per_million);
+  }
+  if (report.decode) {
+    columns("decode", &ContextCost::decode_s_per_token, &ContextCost::decode_dollars_per_million);
+  }
+  return "\nGPU time of a token by its position\n" +
+         format_table(rows, std::string(rows[0].size(), 'r'), "  ");
 }
 
 void write_cost(JsonObject& parent, const StepCost& c) {
@@ -216,7 +251,7 @@ GenerationReport study_generation(GenerationScenario scenario) {
   report.scenario = std::move(scenario);
   const GenerationScenario& s = report.scenario;
   report.cache_bytes_per_token = cache_bytes_per_token(s.instance.model, s.instance.plan.cache);
-  report.memory = serving_memory(s.instance, largest_step(s, s.workload.batch.value_or(1)));
+  report.memory = serving_memory(s.instance, largest_steps(s, s.workload.batch.value_or(1)));
   if (report.memory.left_for_cache() <= 0) {
     does_not_fit(s, report.memory, "weights and buffers do not fit");
   }
@@ -262,22 +297,7 @@ std::string to_terminal(const GenerationReport& report) {
                         format_count(d->tokens_per_node_s), dollars(d->dollars_per_million));
     text += step_text(d->cost);
   }
-  if (!report.contexts.empty()) {
-    std::vector<std::vector<std::string>> rows{{"context", "prefill", "decode"}};
-    if (per_hour > 0) rows[0] = {"context", "prefill", "$/M", "decode", "$/M"};
-    for (const ContextCost& c : report.contexts) {
-      const auto cell = [](double time) {
-        return time > 0 ? format_seconds(time) : std::string("-");
-      };
-      std::vector<std::string> row{fmt::format("{}", c.context), cell(c.prefill_s_per_token)};
-      if (per_hour > 0) row.push_back(fmt::format("{:.4f}", c.prefill_dollars_per_million));
-      row.push_back(cell(c.decode_s_per_token));
-      if (per_hour > 0) row.push_back(fmt::format("{:.4f}", c.decode_dollars_per_million));
-      rows.push_back(row);
-    }
-    text += "\nGPU time of a token by its position\n" +
-            format_table(rows, per_hour > 0 ? "rrrrr" : "rrr", "  ");
-  }
+  if (!report.contexts.empty()) text += contexts_text(report);
   if (const auto& r = report.rollout) {
     const RolloutWork& work = *s.rollout;
     text += fmt::format(
@@ -312,7 +332,7 @@ std::string to_json(const GenerationReport& report) {
       p("redundant_experts", plan.redundant_experts);
       p("linear", name_of(plan.linear));
       p("cache", name_of(plan.cache));
-      p("exchange", name_of(plan.exchange));
+      p("decode_exchange", name_of(plan.decode_exchange));
       p("micro_batches", plan.micro_batches);
       p("tokens_per_step", plan.speculation.tokens_per_step());
     }
@@ -360,6 +380,8 @@ std::string to_json(const GenerationReport& report) {
         d("decode_s_per_token", c.decode_s_per_token);
         d("prefill_dollars_per_million", c.prefill_dollars_per_million);
         d("decode_dollars_per_million", c.decode_dollars_per_million);
+        d("prefill_dollars_above_first", c.prefill_dollars_above_first);
+        d("decode_dollars_above_first", c.decode_dollars_above_first);
       });
     }
     if (const auto& r = report.rollout) {
@@ -374,6 +396,7 @@ std::string to_json(const GenerationReport& report) {
       d("output_tokens", r->output_tokens);
       d("mean_sequences", r->mean_sequences);
       d("tokens_per_gpu_s", r->tokens_per_gpu_s());
+      d("tokens_per_s", r->output_tokens / r->seconds);
     }
     o.array("warnings", report.warnings, [&](const std::string& w) {
       o.writer().String(w.data(), static_cast<rapidjson::SizeType>(w.size()));

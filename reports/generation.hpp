@@ -31,15 +31,20 @@ struct DecodeReport {
   double dollars_per_million = 0;
 };
 
-/// Costs of a token at one position: attention over so much context, all else as in the operating
-/// point of the report (a mix of sequences whose mean context is the workload's). This is how
-/// DeepSeek-V3.2-Exp's cost curves are drawn.
+/// Costs of a token at one position, as DeepSeek-V3.2-Exp's cost curves show them. In prefill: of a
+/// step whose tokens are there on average. In decode: with attention over so much context, all else
+/// as in the operating point of the report, a mix of sequences whose mean context is the
+/// workload's.
 struct ContextCost {
   std::int64_t context = 0;
   double prefill_s_per_token = 0;  ///< GPU-seconds
   double decode_s_per_token = 0;
   double prefill_dollars_per_million = 0;
   double decode_dollars_per_million = 0;
+  /// Over that of the first context of the list: a slope does not depend on the rest of a
+  /// deployment.
+  double prefill_dollars_above_first = 0;
+  double decode_dollars_above_first = 0;
 };
 
 struct GenerationReport {

@@ -10,6 +10,8 @@
 #include <filesystem>
 #include <optional>
 
+#include "models/generation_scenario.hpp"
+#include "reports/generation.hpp"
 #include "reports/json.hpp"
 #include "reports/study.hpp"
 #include "reports/terminal.hpp"
@@ -34,12 +36,15 @@ bool is_isolated(std::string_view quantity) {
 }
 
 Dimension dimension_of(std::string_view quantity) {
+  if (quantity.find("tokens_per_") != std::string_view::npos) return Dimension::scalar;
   const bool within_s = quantity.find("phases_s.") != std::string_view::npos ||
                         quantity.find("cells_s.") != std::string_view::npos;
   if (ends_with(quantity, "_s") || is_isolated(quantity) || within_s) {
     return Dimension::seconds;
   }
-  if (starts_with(quantity, "memory_peak_bytes.")) return Dimension::bytes;
+  if (starts_with(quantity, "memory_peak_bytes.") || ends_with(quantity, "_bytes_per_token")) {
+    return Dimension::bytes;
+  }
   return Dimension::scalar;
 }
 
@@ -113,6 +118,7 @@ struct Row {
 struct Request {
   std::string name;
   std::string scenario;
+  Node serving_plan;    // a map, or the path that names it; null: a training scenario
   Overrides overrides;  // its profile, if it is not the scenario's
   std::vector<Row> rows;
 };
@@ -138,7 +144,14 @@ Row read_row(const Node& node, Problems& problems) {
 void read_request(MapReader& reader, const std::string& file, std::vector<Request>& requests) {
   Request request;
   request.name = reader.text("name");
-  request.scenario = resolve(file, reader.text("scenario"));
+  if (reader.has("generation")) {
+    request.serving_plan = reader.at("generation");
+    if (request.serving_plan.kind() == Node::Kind::scalar) {
+      request.scenario = resolve(file, reader.text("generation"));
+    }
+  } else {
+    request.scenario = resolve(file, reader.text("scenario"));
+  }
   if (reader.has("profile")) {
     const fs::path profile = fs::absolute(resolve(file, reader.text("profile")));
     request.overrides.push_back(
@@ -195,10 +208,53 @@ Interval interval_of_power(const StepUncertainty& uncertainty, double predicted,
   return interval_of(std::move(draws));
 }
 
+void parse(rapidjson::Document& report, const std::string& json) {
+  report.Parse<rapidjson::kParseFullPrecisionFlag>(json.c_str());
+}
+
+/// Fills in what is predicted of each row; `find` is asked for it.
+template <class Find>
+void fill_in(Request& request, Validation& validation, const char* verb, const Find& find) {
+  Problems problems;
+  for (Row& row : request.rows) {
+    const std::optional<Found> found = find(row);
+    if (!found) {
+      problems.add(row.quantity, fmt::format("'{}' is no number in the report", row.row.quantity),
+                   fmt::format("see `orrery {} --json -`", verb));
+      continue;
+    }
+    row.row.predicted = found->value;
+    row.row.interval = found->interval;
+    validation.rows.push_back(std::move(row.row));
+  }
+  problems.throw_if_any();
+}
+
+Validation predict_generation(const std::string& file, Request request) {
+  GenerationScenario scenario;
+  if (request.scenario.empty()) {
+    Problems problems;
+    scenario = read_generation(request.serving_plan, request.overrides, problems);
+    problems.throw_if_any();
+  } else {
+    scenario = read_generation(request.scenario, request.overrides);
+  }
+  Validation validation{.file = file, .name = request.name, .scenario = scenario.name};
+  rapidjson::Document report;
+  parse(report, to_json(study_generation(std::move(scenario))));
+  fill_in(request, validation, "generate", [&](const Row& row) -> std::optional<Found> {
+    const auto number = find_number(report, split(row.row.quantity));
+    return number ? std::optional(Found{*number, {}}) : std::nullopt;
+  });
+  return validation;
+}
+
 Validation predict(const std::string& file, Request request, const Overrides& overrides,
                    std::int64_t draws) {
-  Problems problems;
   request.overrides.insert(request.overrides.end(), overrides.begin(), overrides.end());
+  if (request.serving_plan.kind() != Node::Kind::null) {
+    return predict_generation(file, std::move(request));
+  }
   const Scenario scenario = read_scenario(request.scenario, request.overrides);
   const auto wants_isolated = [](const Row& r) { return is_isolated(r.row.quantity); };
   std::vector<IsolatedCell> cells;
@@ -211,37 +267,27 @@ Validation predict(const std::string& file, Request request, const Overrides& ov
   std::optional<StepUncertainty> errors;
   if (!std::all_of(request.rows.begin(), request.rows.end(), wants_isolated)) {
     const Study study = study_step(scenario);
-    report.Parse<rapidjson::kParseFullPrecisionFlag>(to_json(study.report).c_str());
+    parse(report, to_json(study.report));
     if (draws > 0) errors = uncertainty(study, {.draws = draws, .checked = 0});
   }
   Validation validation{.file = file, .name = request.name, .scenario = scenario.name};
-  for (Row& row : request.rows) {
+  fill_in(request, validation, "run", [&](const Row& row) -> std::optional<Found> {
     const auto path = split(row.row.quantity);
-    std::optional<Found> value;
-    if (wants_isolated(row)) {
-      value = find_isolated(cells, path);
-    } else if (const auto number = find_number(report, path)) {
-      const auto power = power_of_step(row.row.quantity);
-      value = Found{*number, {}};
-      if (power && errors) value->interval = interval_of_power(*errors, *number, *power);
-    }
-    if (!value) {
-      problems.add(row.quantity, fmt::format("'{}' is no number in the report", row.row.quantity),
-                   "see `orrery run --json -`");
-      continue;
-    }
-    row.row.predicted = value->value;
-    row.row.interval = value->interval;
-    validation.rows.push_back(std::move(row.row));
-  }
-  problems.throw_if_any();
+    if (wants_isolated(row)) return find_isolated(cells, path);
+    const auto number = find_number(report, path);
+    if (!number) return std::nullopt;
+    Found found{*number, {}};
+    const auto power = power_of_step(row.row.quantity);
+    if (power && errors) found.interval = interval_of_power(*errors, *number, *power);
+    return found;
+  });
   return validation;
 }
 
 std::string format_value(double value, Dimension dimension) {
   if (dimension == Dimension::seconds) return format_seconds(value);
   if (dimension == Dimension::bytes) return format_bytes(value);
-  return format_count(value);
+  return std::abs(value) < 1 ? fmt::format("{:.3g}", value) : format_count(value);
 }
 
 }  // namespace

@@ -8,7 +8,8 @@
 //   rows:
 //     - {quantity: step_time_s, published: 19.926 s, aim: 5 %, source: "...", note: "..."}
 //
-// or, several in one file, `name` and `runs: [{name, scenario, profile, rows}, ...]`. Paths are
+// (`generation`, a serving plan or the path of one, in the place of `scenario`: its quantities are paths
+// into the JSON of `generate`) or, several in one file, `name` and `runs: [{name, scenario, profile, rows}, ...]`. Paths are
 // relative to the file. A quantity is a path into the JSON of `run` ("cells_s.overlapped"), or one
 // of a cell of the middle pipeline position alone: "cell.KIND.time_s"; "phase.PHASE" is the mean
 // time from first start to last end of a phase per layer in the overlapped pair (else the first

@@ -23,6 +23,7 @@ const std::string kV3 = ORRERY_SOURCE_DIR "/scenarios/deepseek_v3_2048_h800.yaml
 const std::string kNode = ORRERY_SOURCE_DIR "/scenarios/clusters/h100_node.yaml";
 const std::string kTable =
     ORRERY_SOURCE_DIR "/tests/calibrate/nccl/h100_node_all_reduce_published.txt";
+const std::string kGeneration = ORRERY_SOURCE_DIR "/scenarios/generation/deepseek_v3_decode.yaml";
 const std::string kRuns = ORRERY_SOURCE_DIR "/scenarios/runs/deepseek_v3.yaml";
 
 TEST_F(Cli, RunWritesASummaryToStandardOutput) {
@@ -151,6 +152,9 @@ TEST_F(Cli, UsageErrorsExitWithTwo) {
       {"run", kV3, "--json", "-", "--trace", "-"},
       {"run", kV3, kV3},
       {"compare", kV3},
+      {"generate"},
+      {"generate", kV3},  // it says nothing of generation
+      {"generate", kGeneration, "--trace", path("t.json")},
       {"network"},
       {"network", kNode, "--collective", "gossip"},
       {"network", kNode, "--ranks", "8"},
@@ -186,7 +190,8 @@ TEST_F(Cli, HelpAndVersionAreResults) {
   EXPECT_EQ(orrery({"--version"}).out, "orrery 0.1.0\n");
   const Result help = orrery({"--help"});
   EXPECT_EQ(help.status, 0);
-  for (const char* verb : {"run", "explain", "compare", "validate", "network", "calibrate"}) {
+  for (const char* verb :
+       {"run", "explain", "compare", "generate", "validate", "network", "calibrate"}) {
     EXPECT_TRUE(contains(help.out, verb));
     EXPECT_EQ(orrery({verb, "--help"}).status, 0);
   }
@@ -319,6 +324,26 @@ TEST_F(Cli, ValidateFailsOnlyWhereAskedTo) {
   EXPECT_EQ(orrery({"validate", path("run.yaml"), "--fail-above"}).status, 3);
   const json rows = json::parse(orrery({"validate", kRuns, "--json", "-"}).out);
   EXPECT_EQ(rows.at("runs").size(), 5u);
+}
+
+TEST_F(Cli, GeneratePrintsAServingPlan) {
+  const Result r = orrery({"generate", kGeneration});
+  EXPECT_EQ(r.status, 0) << r.err;
+  EXPECT_TRUE(contains(r.out, "Decode: 88 sequences a replica with 4989 tokens")) << r.out;
+  const Result written = orrery({"generate", kGeneration, "--json", "-"});
+  EXPECT_EQ(written.out, orrery({"generate", kGeneration, "--json", "-"}).out);
+  EXPECT_EQ(json::parse(written.out).at("decode").at("sequences"), 88);
+  std::ofstream(path("run.yaml"))
+      << "name: plans\ngeneration: " << kGeneration
+      << "\nrows: [{quantity: decode.sequences, published: 88, aim: 1 %, source: itself}]\n";
+  EXPECT_EQ(orrery({"validate", path("run.yaml"), "--fail-above"}).status, 0);
+  // A training scenario and a serving plan may share a file.
+  std::ofstream(path("plan.yaml"))
+      << "name: x\ngeneration: {prompt: 10, output: 10, colour: red}\n";
+  const Result broken = orrery({"generate", path("plan.yaml")});
+  EXPECT_EQ(broken.status, 2);
+  EXPECT_TRUE(contains(broken.err, "plan.yaml:2:38: error: unknown key 'colour' in generation"))
+      << broken.err;
 }
 
 TEST_F(Cli, NetworkPrintsLinksAndTables) {

@@ -1,5 +1,5 @@
-// Every file in tests/cli/broken is a broken scenario; what a user is told stands beside it in
-// NAME.expected, word for word. ORRERY_UPDATE_GOLDENS=1 rewrites the expectations; read the diff.
+// Every file in tests/cli/broken is a broken scenario, and in tests/cli/broken/generation a broken
+// serving plan; what a user is told stands beside it in NAME.expected, word for word. ORRERY_UPDATE_GOLDENS=1 rewrites the expectations; read the diff.
 
 #include <gtest/gtest.h>
 
@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "models/generation_scenario.hpp"
 #include "models/scenario.hpp"
 
 namespace orrery {
@@ -32,18 +33,19 @@ class FromSourceDirectory {
   fs::path before_;
 };
 
-std::vector<fs::path> files_ending(const std::string& extension) {
+std::vector<fs::path> files_ending(const fs::path& folder, const std::string& extension) {
   std::vector<fs::path> files;
-  for (const auto& entry : fs::directory_iterator(kBroken)) {
+  for (const auto& entry : fs::directory_iterator(folder)) {
     if (entry.path().extension() == extension) files.push_back(entry.path());
   }
   std::sort(files.begin(), files.end());
   return files;
 }
 
-std::string problems_of(const fs::path& scenario) {
+template <class Read>
+std::string problems_of(const fs::path& scenario, const Read& read) {
   try {
-    read_scenario(scenario.generic_string());
+    read(scenario.generic_string());
   } catch (const InputError& error) {
     return format_problems(error.problems());
   }
@@ -55,14 +57,15 @@ std::string contents(const fs::path& path) {
   return {std::istreambuf_iterator<char>(in), {}};
 }
 
-TEST(BrokenScenarios, AreExplainedWordForWord) {
+template <class Read>
+void expect_explained(const fs::path& folder, std::size_t least, const Read& read) {
   const FromSourceDirectory here;
   const char* update = std::getenv("ORRERY_UPDATE_GOLDENS");
   const bool rewrite = update != nullptr && std::string(update) == "1";
-  const std::vector<fs::path> files = files_ending(".yaml");
-  ASSERT_GE(files.size(), 30u);
+  const std::vector<fs::path> files = files_ending(folder, ".yaml");
+  ASSERT_GE(files.size(), least);
   for (const fs::path& file : files) {
-    const std::string said = problems_of(file);
+    const std::string said = problems_of(file, read);
     EXPECT_NE(said, "") << file << " is not broken";
     const fs::path expected = fs::path(file).replace_extension(".expected");
     if (rewrite) {
@@ -71,10 +74,19 @@ TEST(BrokenScenarios, AreExplainedWordForWord) {
       EXPECT_EQ(said, contents(expected)) << file;
     }
   }
-  for (const fs::path& expected : files_ending(".expected")) {
+  for (const fs::path& expected : files_ending(folder, ".expected")) {
     EXPECT_TRUE(fs::exists(fs::path(expected).replace_extension(".yaml")))
         << expected << " belongs to no scenario";
   }
+}
+
+TEST(BrokenScenarios, AreExplainedWordForWord) {
+  expect_explained(kBroken, 30, [](const std::string& path) { read_scenario(path); });
+}
+
+TEST(BrokenServingPlans, AreExplainedWordForWord) {
+  expect_explained(kBroken / "generation", 12,
+                   [](const std::string& path) { read_generation(path); });
 }
 
 }  // namespace

@@ -213,6 +213,19 @@ TEST(HuggingFace, WhatIsNotModelledIsNoted) {
   EXPECT_EQ(note_on(with(R"("brand_new": 1)", kLlama)), "not used: brand_new");
 }
 
+// DeepSeek-V3.2-Exp, inference/config_671B_v3.2.json: 64 heads of 128, 2048 tokens.
+TEST(HuggingFace, ReadsTheIndexerOfSparseAttention) {
+  std::string json =
+      with(R"("index_n_heads": 64, "index_head_dim": 128, "index_topk": 2048)", kDeepSeekV3);
+  const Reading reading = read_config(json);
+  EXPECT_EQ(format_problems(reading.problems), "");
+  ASSERT_TRUE(reading.model.attention.mla && reading.model.attention.mla->indexer);
+  EXPECT_EQ(*reading.model.attention.mla->indexer, (Indexer{64, 128, 2048}));
+  for (const std::string& note : reading.notes)
+    EXPECT_EQ(note.find("index_"), std::string::npos) << note;
+  EXPECT_EQ(reading.model.attention, shipped("deepseek_v3_2_exp").attention);
+}
+
 TEST(HuggingFace, WhatIsOffOrWithoutEffectIsNotNoted) {
   for (const char* key :
        {R"("sliding_window": 8192)", R"("sliding_window": null)", R"("index_topk": null)",

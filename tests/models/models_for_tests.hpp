@@ -71,6 +71,7 @@ inline Model any_model() {
     attention.heads = attention.kv_heads;
     attention.mla =
         Mla{from(0, 2) * 100, from(1, 600), from(1, 200), 2 * from(1, 64), from(1, 200)};
+    if (maybe()) attention.mla->indexer = Indexer{from(1, 64), from(1, 200), from(1, 5000)};
   } else {
     attention.heads = attention.kv_heads * from(1, 8);
     attention.head_dim = 2 * from(1, 128);

@@ -161,7 +161,7 @@ TEST_P(Rollouts, AgreeWithASimulationOfEverySequence) {
   double decode_s = 0;
   double tail_s = 0;
   double busy = 0;
-  constexpr int kRuns = 5;
+  constexpr int kRuns = 30;
   for (int run = 0; run < kRuns; ++run) {
     const Simulated s =
         simulate(instance, c.instances, work, e.slots, 100 + static_cast<std::uint64_t>(run));
@@ -207,6 +207,19 @@ TEST(Rollout, OfEqualLengthsIsAClosedForm) {
   EXPECT_EQ(e.slots, 16);
   EXPECT_DOUBLE_EQ(e.output_tokens, 48 * 200);
   EXPECT_DOUBLE_EQ(e.gpu_seconds, e.seconds);
+}
+
+TEST(Rollout, LeavesRoomForTheFullestMoment) {
+  // Sequences that start together are all at their longest together.
+  const Instance instance = small(1);
+  RolloutWork work{.prompts = 4000, .prompt_tokens = 500, .output = fixed_length(2000)};
+  EXPECT_EQ(estimate_rollout(instance, 1, work).slots,
+            most_sequences(instance, 2500, work.prefill_tokens));
+  // Of mixed lengths the short ones make room before the long ones are long.
+  work.output = {{{500, 0.75}, {2000, 0.25}}};
+  const std::int64_t slots = estimate_rollout(instance, 1, work).slots;
+  EXPECT_GT(slots, most_sequences(instance, 2500, work.prefill_tokens));
+  EXPECT_LT(slots, most_sequences(instance, 500, work.prefill_tokens));
 }
 
 TEST(Rollout, PrefillsSharedPromptsOnce) {

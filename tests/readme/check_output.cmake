@@ -22,9 +22,11 @@ set(scaled_command compare scenarios/profiles/h100.yaml scenarios/profiles/h100_
                    scenarios/profiles/h200.yaml)
 set(search_command search scenarios/mixtral_8x7b_64_h100.yaml --top 5)
 set(budget_command budget scenarios/recipes/deepseek_v3.yaml)
+set(generate_command generate scenarios/generation/deepseek_v3_decode.yaml)
+set(generation_command validate scenarios/generation/runs/published.yaml)
 
 file(READ ${ROOT}/README.md readme)
-foreach(name run validation what_if scaled search uncertainty reliability goodput budget)
+foreach(name run validation what_if scaled search uncertainty reliability goodput budget generate generation)
   execute_process(COMMAND ${ORRERY} ${${name}_command} WORKING_DIRECTORY ${ROOT}
                   OUTPUT_VARIABLE output ERROR_QUIET COMMAND_ERROR_IS_FATAL ANY)
   if(DEFINED ${name}_from)
