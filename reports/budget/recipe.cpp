@@ -177,9 +177,9 @@ Amount read_amount(MapReader& reader) {
   return StepCount{1};
 }
 
-Evaluation read_evaluation(const Node& node, Problems& problems) {
+EvaluationOverhead read_evaluation(const Node& node, Problems& problems) {
   MapReader reader(node, problems, "evaluation");
-  Evaluation evaluation;
+  EvaluationOverhead evaluation;
   evaluation.every_steps = reader.integer("every", 1, kMaxSteps);
   evaluation.tokens = reader.integer("tokens", 1, kMaxTokens);
   reader.finish();

@@ -134,7 +134,7 @@ struct Rollouts {
   }
 };
 
-struct Evaluation {
+struct EvaluationOverhead {
   std::int64_t every_steps = 0;
   std::int64_t tokens = 0;  ///< each time
 };
@@ -154,7 +154,7 @@ struct Stage {
   Overrides overrides;
   Amount amount;
   std::vector<StageRun> runs;
-  std::optional<Evaluation> evaluation;
+  std::optional<EvaluationOverhead> evaluation;
   std::optional<Rollouts> rollouts;
 };
 
