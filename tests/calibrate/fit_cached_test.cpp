@@ -83,7 +83,7 @@ TEST_F(FitCached, FindsTheConstantsOfAKnownDevice) {
   // The mean of the smooth part is 1; its shape moves the constants a little.
   EXPECT_NEAR(made.model.launch_s / kTruth.launch_s, 1, 0.15);
   EXPECT_NEAR(made.model.bytes_per_s / kTruth.bytes_per_s, 1, 0.1);
-  EXPECT_NEAR(made.model.flops_per_s / kTruth.flops_per_s, 1, 0.1);
+  EXPECT_NEAR(made.model.flops_per_s / kTruth.flops_per_s, 1, 0.2);
   // 6 batches, 5 contexts from 128 up and 3 numbers of heads are on the grid.
   EXPECT_EQ(made.points.size(), 6u * 5 * 3);
   EXPECT_EQ(error.points, 4u * 11 * 10 - made.points.size());  // from 16 heads and 128 tokens up
