@@ -94,10 +94,11 @@ class Pool {
     changed_.notify_one();
   }
 
-  /// What threads have not begun is forgotten.
+  /// What threads have not begun is forgotten; returns when they are done with the rest.
   void drop() {
-    const std::lock_guard lock(mutex_);
+    std::unique_lock lock(mutex_);
     tasks_.clear();
+    some_finished_.wait(lock, [&] { return busy_ == 0; });
   }
 
   bool idle() const {
@@ -186,8 +187,22 @@ class HandOut::State {
     waiting_.clear();
     for (std::size_t i = 0; i < tasks.size(); ++i) waiting_.push_back(i);
     for (Worker& worker : workers_) worker.at.clear();
-    pool_.drop();
+    try {
+      take_all(done);
+    } catch (...) {
+      // What tasks refer to is the caller's, and may not live on.
+      pool_.drop();
+      throw;
+    }
+  }
 
+ private:
+  struct Worker {
+    std::size_t threads = 0;   ///< 0: not heard of yet, or lost
+    std::set<std::size_t> at;  ///< tasks that it has been given
+  };
+
+  void take_all(const std::function<void(std::span<const TaskResult>)>& done) {
     auto called = Clock::now();
     while (left_ > 0) {
       hand_out();
@@ -201,12 +216,6 @@ class HandOut::State {
       }
     }
   }
-
- private:
-  struct Worker {
-    std::size_t threads = 0;   ///< 0: not heard of yet, or lost
-    std::set<std::size_t> at;  ///< tasks that it has been given
-  };
 
   void hand_out() {
     for (std::size_t rank = 0; rank < workers_.size(); ++rank) {

@@ -47,6 +47,7 @@ class HandOut {
   /// Returns when `done` has been given the result of each task once, in any order. It is called on
   /// this thread, about once in options.batch, with what has come meanwhile, which may be nothing.
   /// What it throws ends the run; so does what Compute throws, on any rank, as std::runtime_error.
+  /// Then too it returns when this process is at no task any more.
   void run(std::span<const std::string> tasks,
            const std::function<void(std::span<const TaskResult>)>& done);
 

@@ -26,8 +26,12 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using namespace std::chrono_literals;
 
-/// What a message is: its tag.
-enum Tag : int { kSent = 1, kAlive = 2, kLeft = 3 };
+/// What a message is: its tag. kPart: the beginning of one that is too long, more follows.
+enum Tag : int { kSent = 1, kAlive = 2, kLeft = 3, kPart = 4 };
+
+/// MPI copies messages of so many bytes. Longer ones it would read from the sender's memory, and
+/// where the sender is killed in the middle of that, Open MPI's receiver does not come back either.
+constexpr std::size_t kCopiedBytes = 2048;
 
 /// How often to look for messages: MPI cannot be slept on.
 constexpr auto kLook = 500us;
@@ -94,6 +98,7 @@ class MpiThread {
     int rank = 0;
     Clock::time_point heard;
     bool gone = false;        ///< left or lost
+    std::string begun;        ///< parts of a message whose end is to come
     int alive_under_way = 0;  ///< a rank that takes none needs no more of them
   };
   struct Sending {
@@ -171,7 +176,12 @@ class MpiThread {
     const bool leave = leave_;
     lock.unlock();
     for (auto& [to, bytes] : taken) {
-      if (!peer_of(to).gone) start(to, kSent, std::move(bytes));
+      if (peer_of(to).gone) continue;
+      std::size_t begin = 0;
+      for (; bytes.size() - begin > kCopiedBytes; begin += kCopiedBytes) {
+        start(to, kPart, bytes.substr(begin, kCopiedBytes));
+      }
+      start(to, kSent, bytes.substr(begin));
     }
     return leave;
   }
@@ -179,7 +189,6 @@ class MpiThread {
   void start(int to, Tag tag, std::string bytes) {
     Sending& sending = sends_.emplace_back(
         Sending{.bytes = std::move(bytes), .request = MPI_REQUEST_NULL, .to = to, .tag = tag});
-    ORRERY_CHECK(sending.bytes.size() < (std::size_t{1} << 31), "{} bytes", sending.bytes.size());
     check(MPI_Isend(sending.bytes.data(), static_cast<int>(sending.bytes.size()), MPI_BYTE, to, tag,
                     MPI_COMM_WORLD, &sending.request));
   }
@@ -207,10 +216,12 @@ class MpiThread {
       Peer& peer = peer_of(status.MPI_SOURCE);
       peer.heard = Clock::now();
       if (peer.gone || status.MPI_TAG == kAlive) continue;
+      peer.begun += bytes;
+      if (status.MPI_TAG == kPart) continue;
       peer.gone = status.MPI_TAG == kLeft;
       deliver({.from = peer.rank,
                .kind = peer.gone ? Message::Kind::left : Message::Kind::sent,
-               .bytes = std::move(bytes)});
+               .bytes = std::exchange(peer.begun, {})});
     }
   }
 

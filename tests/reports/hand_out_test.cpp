@@ -223,6 +223,24 @@ TEST(HandOut, WhatDoneThrowsEndsTheRun) {
   expect_squares(hand_out, numbers(100));
 }
 
+TEST(HandOut, AfterAFailureNothingIsComputedAnyMore) {
+  std::atomic<int> at = 0;
+  HandOut hand_out(nullptr, "q",
+                   [&](const std::string& task) {
+                     ++at;
+                     std::this_thread::sleep_for(20ms);
+                     --at;
+                     return squared(task);
+                   },
+                   {.threads = 3, .batch = 1ms});
+  for (int i = 0; i < 5; ++i) {
+    EXPECT_THROW(
+        hand_out.run(numbers(100), [](std::span<const TaskResult>) { throw std::logic_error(""); }),
+        std::logic_error);
+    EXPECT_EQ(at, 0);
+  }
+}
+
 TEST(HandOut, RanksGoHomeAlsoWithoutWork) {
   Served served(4);
   EXPECT_TRUE(served.end().empty());
