@@ -219,6 +219,7 @@ class MpiThread {
       peer.begun += bytes;
       if (status.MPI_TAG == kPart) continue;
       peer.gone = status.MPI_TAG == kLeft;
+      any_lost_ = any_lost_ || (peer.gone && !peer.begun.empty());
       deliver({.from = peer.rank,
                .kind = peer.gone ? Message::Kind::left : Message::Kind::sent,
                .bytes = std::exchange(peer.begun, {})});
@@ -241,7 +242,8 @@ class MpiThread {
   bool leave_or_go_on() {
     if (!said_left_) {
       said_left_ = true;
-      for (const Peer& peer : peers_) start(peer.rank, kLeft, {});
+      // With the word that MPI cannot be finalised: only rank 0 knows of lost ranks.
+      for (const Peer& peer : peers_) start(peer.rank, kLeft, any_lost_ ? "lost" : "");
     }
     // Who is lost takes no message and does not leave.
     const bool all_gone =

@@ -57,7 +57,10 @@ if(NOT said MATCHES "killed a rank")
   message(FATAL_ERROR "no rank was killed")
 endif()
 if(WHAT STREQUAL "recover")
-  # What mpirun's own status is, is its business.
+  # What mpirun's own status is, is its business; that it ends, is ours.
+  if(result MATCHES "timeout")
+    message(FATAL_ERROR "the ranks that were left did not come to an end")
+  endif()
   expect_same(ranks)
   return()
 endif()
