@@ -129,6 +129,8 @@ Trained train_small(const Scenario& scenario, int steps, const SmallRanks& small
       step = steps == 0 ? execution.gradients(s, tokens) : execution.step(s, tokens);
       times[r] = step.times;
     }
+    // As train() does: a rank that has done its part is not gone while others still look at theirs.
+    transport.barrier("end of training");
     const std::lock_guard lock(mutex);
     trained.reuse_waits += execution.lowered().reuse_waits;
     if (steps == 0) collect(scenario, execution.lowered(), trained);
