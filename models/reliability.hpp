@@ -3,34 +3,30 @@
 //
 // Scenario key reliability, a map or the path of a file that holds one (scenarios/reliability/):
 //
-//   name
-//   gpus_per_node, gpus_per_switch     of the job's failing parts; a scenario's own come first
-//   failures: a list of
-//     what                             in words
-//     of: gpu | nic | host | switch | job   one NIC a GPU; a rate `of: job` does not grow with it
-//     mtbf                             mean time between failures of one of them, if that is known
-//     events, device_time              or so many counted in so much time of devices ("884736
-//     days") detection (0)                    from the failure to the job's stop; what the job does
-//     in
-//                                      between is lost. Crashes 0, hangs a watchdog's time-out,
-//                                      silent corruption until somebody notices
-//     repair                           the host leaves the job and is back after so long; left out:
-//                                      it stays
-//     slowdown                         the job goes on, its steps so many times as long, until
-//                                      `detection` has passed and it is restarted from a checkpoint
-//     source                           who says so
-//   rate_spread (0)                    standard deviation of the logarithm of a factor that all
-//                                      rates share: how far the job's cluster may be from the one
-//                                      whose rates these are
-//   restart                            from stop to reading the checkpoint: scheduling, start of
-//                                      processes, communicators
-//   checkpoint: {write, read,          storage's rate for the whole job
-//                bytes,                left out: what the scenario's parameters and optimizer need
-//                blocking,             how long training stands still for one; left out: all of it
-//                interval}             of useful time; left out: the optimum
-//   spare_hosts                        that take the place of those in repair; left out: always one
-//   maintenance: {every, takes}        planned stops, checkpointed first (none)
-//   source                             of what has no source of its own
+// - name
+// - gpus_per_node, gpus_per_switch: of the job's failing parts; a scenario's own come first
+// - failures: a list of
+//   - what: in words
+//   - of: gpu | nic | host | switch | job. One NIC a GPU; a rate `of: job` does not grow with it
+//   - mtbf: mean time between failures of one of them, if that is known; or
+//   - events, device_time: so many counted in so much time of devices ("884736 days")
+//   - detection (0): from the failure to the job's stop; what the job does in between is lost.
+//     Crashes 0, hangs a watchdog's time-out, silent corruption until somebody notices
+//   - repair: the host leaves the job and is back after so long; left out: it stays
+//   - slowdown: the job goes on, its steps so many times as long, until `detection` has passed
+//     and it is restarted from a checkpoint
+//   - source: who says so
+// - rate_spread (0): standard deviation of the logarithm of a factor that all rates share: how far
+//   the job's cluster may be from the one whose rates these are
+// - restart: from stop to reading the checkpoint; scheduling, start of processes, communicators
+// - checkpoint:
+//   - write, read: storage's rate for the whole job
+//   - bytes: left out, what the scenario's parameters and optimizer need
+//   - blocking: how long training stands still for one; left out, all of it
+//   - interval: of useful time; left out, the optimum
+// - spare_hosts: that take the place of those in repair; left out, always one
+// - maintenance: {every, takes}, planned stops, checkpointed first (none)
+// - source: of what has no source of its own
 //
 // A time is "10 min", or {median: 4 min, mean: 39 min}: log-normal.
 

@@ -72,13 +72,19 @@ std::string operation_of(const Shape& shape, const std::string& family) {
 
 // kFamilySpread: mean logarithms of the times of one family on two machines of the same die, or in
 // two releases.
-//   H200 over H100, ai-dynamo/aiconfigurator @095f58a5, m >= 2048, n, k >= 1024: GEMM FP8 per
-//   tensor -0.084, FP8 blocks +0.001, BF16 +0.037; attention forward longer than 0.5 ms, KV in BF16
-//   -0.016, in FP8 -0.009; DeepEP in a node, 1024 tokens or more, dispatch -0.016, combine -0.007
-//   NCCL all-reduce of 1 GB and more: 8 A100, stas00/ml-engineering over VIA-Research/vTrain
-//   +0.015; 32 H100, GTC over arXiv 2411.13055 +0.053 DeepGEMM, FP8 blocks, m >= 2048: H800 README
-//   of February 2025 over April +0.154; aiconfigurator's H100 over the README of February -0.082,
-//   of the last values +0.061
+//
+// - H200 over H100, ai-dynamo/aiconfigurator @095f58a5, m >= 2048, n, k >= 1024: GEMM FP8 per
+// tensor
+//   -0.084, FP8 blocks +0.001, BF16 +0.037; attention forward longer than 0.5 ms, KV in BF16
+//   -0.016, in FP8 -0.009; DeepEP in a node, 1024 tokens or more, dispatch -0.016, combine -0.007.
+// - NCCL all-reduce of 1 GB and more: 8 A100, stas00/ml-engineering over VIA-Research/vTrain
+// +0.015;
+//   32 H100, GTC over arXiv 2411.13055 +0.053.
+// - DeepGEMM, FP8 blocks, m >= 2048: H800 README of February 2025 over April +0.154;
+// aiconfigurator's
+//   H100 over the README of February -0.082, of the last values +0.061. These three tables also
+//   price DeepSeek-V3, so its intervals are not independent of them.
+//
 // Root mean square 0.062. What the H100 and the H200 share over their families is small (mean
 // -0.014, standard deviation 0.036 over the seven), so there is no term that all families have in
 // common. Within a family the same pairs differ from shape to shape by 0.10 for GEMMs and 0.05 for

@@ -2,11 +2,12 @@
 // How sure a step's time is: the errors of prices, carried through the Program.
 //
 // Prices err together and apart. The logarithm of truth over price of a shape is the sum of
-//   own     independent from shape to shape: the held-out error of a measured or interpolated
-//   price; family  one for all shapes of a kernel family, or of a kind of transfer: the error of a
-//   formula
-//           that prices them (derived and roofline prices), and by how much tables of the same
-//           kernels from two machines differ (kFamilySpread).
+//
+// - own: independent from shape to shape; the held-out error of a measured or interpolated price.
+// - family: one for all shapes of a kernel family, or of a kind of transfer; the error of a formula
+//   that prices them (derived and roofline prices), and by how much tables of the same kernels from
+//   two machines differ (kFamilySpread).
+//
 // Each is normal with the spread that the price states. A draw scales all prices by its factors and
 // sweeps the Program again, so that what lies beside the critical path matters as much as it does.
 // Sweeps know no shared links: a draw's step over the sweep of the plain prices multiplies the
