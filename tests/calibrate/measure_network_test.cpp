@@ -3,44 +3,25 @@
 #include <gtest/gtest.h>
 
 #include <chrono>
-#include <set>
 #include <thread>
-#include <tuple>
+
+#include "tests/calibrate/measured_points.hpp"
 
 namespace orrery {
 namespace {
 
 using namespace std::chrono_literals;
 
-NetworkMeasureOptions quick() {
-  return {.least_bytes = 256,
-          .most_bytes = 1024,
-          .limit_s = 0,
-          .rule = {.min_samples = 10, .max_samples = 40, .wanted_error = 0.5},
-          .progress = {}};
-}
-
 TEST(MeasureNetwork, MeasuresEveryOperationOnEveryGroupOnRankZero) {
   run_in_process(4, 60s, [](Transport& t) {
-    const auto points = measure_network(t, quick());
-    if (t.rank() != 0) {
-      EXPECT_TRUE(points.empty());
-      return;
-    }
-    std::set<std::tuple<NcclOp, std::int64_t, std::int64_t>> seen;
-    for (const NetworkPoint& point : points) {
-      EXPECT_TRUE(seen.insert({point.op, point.members, point.bytes}).second);
-      EXPECT_GE(point.seconds.samples, 10U);
-      EXPECT_GT(point.seconds.median, 0);
-    }
-    EXPECT_EQ(seen.size(), 5U * 2 * 3);  // operations, groups of 2 and 4, 256 to 1024 bytes
-    EXPECT_EQ(seen.count({NcclOp::alltoall, 2, 512}), 1U);
+    const auto points = measure_network(t, quick_measurement());
+    expect_all_of_four_ranks(t, points);
   });
 }
 
 TEST(MeasureNetwork, LeavesOutGroupsThatDoNotDivideAndRoundsSizes) {
   run_in_process(3, 60s, [](Transport& t) {
-    for (const NetworkPoint& point : measure_network(t, quick())) {
+    for (const NetworkPoint& point : measure_network(t, quick_measurement())) {
       EXPECT_EQ(point.members, 3);
       EXPECT_EQ(point.bytes % 48, 0);
       EXPECT_GT(point.bytes, 200);
@@ -74,7 +55,7 @@ class Slow final : public Transport {
 TEST(MeasureNetwork, TheSlowestMemberCounts) {
   run_in_process(2, 60s, [](Transport& t) {
     Slow slow(t, t.rank() == 1 ? 4ms : 0ms);
-    auto options = quick();
+    auto options = quick_measurement();
     options.most_bytes = 256;
     for (const NetworkPoint& point : measure_network(slow, options)) {
       // One wait, or two where sums come back. The delay is a lower bound, and most of it.

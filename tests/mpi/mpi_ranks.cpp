@@ -19,6 +19,7 @@
 #include "calibrate/transport/clock_offset.hpp"
 #include "calibrate/transport/collectives.hpp"
 #include "tests/calibrate/collective_checks.hpp"
+#include "tests/mpi/rank_main.hpp"
 
 namespace {
 
@@ -116,23 +117,5 @@ void run(Transport& t, const std::string& what) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const std::string what = argc > 1 ? argv[1] : "";
-  try {
-    const auto transport = open_mpi_transport(what == "hang" ? 1s : 60s);
-    if (!transport) {
-      std::printf("alone\n");
-      return 0;
-    }
-    try {
-      run(*transport, what);
-    } catch (const std::exception& error) {
-      std::fprintf(stderr, "error: %s\n", error.what());
-      transport->abort(error.what());
-      return 1;
-    }
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "error: %s\n", error.what());
-    return 1;
-  }
-  return 0;
+  return rank_main(argc, argv, run);
 }
